@@ -1,0 +1,145 @@
+"""From a config to live objects: the only place that instantiates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from fer_lab.cli import UsageError
+from fer_lab.data.faces import digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+    from fer_lab.data.datamodule import FaceData
+    from fer_lab.learning.module import FerModule
+
+ALLOWED = ("fer_lab.data.", "fer_lab.models.", "fer_lab.learning.", "torch.optim.", "pytorch_lightning.trainer.")
+"""Modules whose classes a config may name; a config read back from a run cannot reach further."""
+
+WITHOUT_EFFECT = ("name", "rerun", "threads", "runs_dir", "cache_dir", "cache_features", "tracking", "data.root", "data.source.root")
+"""Keys that cannot change what a run learns: they are no part of its signature."""
+
+
+def instantiate(config: Any, **given: Any) -> Any:
+    """hydra's instantiate, for targets that are defined in ALLOWED modules."""
+    for target in targets(config):
+        try:
+            defined = getattr(get_object(target), "__module__", "")
+        except Exception as error:
+            raise UsageError(f"_target_: {target} cannot be loaded: {error}") from None
+        if not f"{defined}.".startswith(ALLOWED):
+            raise UsageError(
+                f"_target_: {target} is not part of fer_lab; a config may name classes of {', '.join(ALLOWED)}"
+            )
+    return hydra.utils.instantiate(config, **given)
+
+
+def targets(config: Any) -> Iterator[str]:
+    if isinstance(config, DictConfig | dict):
+        for key, value in config.items():
+            if key == "_target_":
+                yield str(value)
+            else:
+                yield from targets(value)
+    elif isinstance(config, ListConfig | list | tuple):
+        for value in config:
+            yield from targets(value)
+
+
+def build_data(cfg: DictConfig) -> FaceData:
+    """The data, decoded and split; sets cfg.classes and cfg.size, which the rest of the config refers to."""
+    from fer_lab.data.datamodule import FaceData
+
+    source = instantiate(cfg.data.source)
+    OmegaConf.update(cfg, "classes", list(source.classes), force_add=True)
+    OmegaConf.update(cfg, "size", cfg.augment.get("crop") or cfg.data.size, force_add=True)
+    return FaceData(
+        source=source,
+        split=instantiate(cfg.split),
+        augment=instantiate(cfg.augment),
+        size=cfg.data.size,
+        channels=cfg.data.channels,
+        batch_size=cfg.data.batch_size,
+        cache_dir=cfg.cache_dir,
+        bad=cfg.data.bad,
+        limit=cfg.data.limit,
+        balance=instantiate(cfg.balance),
+        seed=cfg.seed,
+    )
+
+
+def build_module(cfg: DictConfig, data: FaceData, weights: str | None) -> FerModule:
+    """The net with `weights` (imagenet, a path or none), frozen as asked, and how it learns."""
+    import numpy as np
+    import pytorch_lightning as pl
+
+    from fer_lab.learning.module import FerModule
+    from fer_lab.models.preprocess import Preprocess
+    from fer_lab.models.weights import freeze, load_weights
+
+    pl.seed_everything(cfg.seed, verbose=False)
+    net = instantiate(cfg.model.net)
+    load_weights(net, weights)
+    freeze(net, cfg.model.freeze)
+    task = instantiate(cfg.task)
+    task.fit_to(np.bincount(data.index.labels[data.split.train], minlength=len(cfg.classes)).tolist())
+    return FerModule(
+        net=net,
+        task=task,
+        preprocess=Preprocess(cfg.model.channels, cfg.model.mean, cfg.model.std),
+        optimizer=instantiate(cfg.optimizer),
+        scheduler=instantiate(cfg.scheduler) if "_target_" in cfg.scheduler else None,
+        ema=cfg.ema,
+        seed=cfg.seed,
+    )
+
+
+def use_frozen_features(data: FaceData, module: FerModule, cache_dir: str) -> bool:
+    """Gives `data` the backbone's features in place of images, where the backbone sees only a fixed set of them."""
+    import torch
+
+    from fer_lab.data.faces import Faces
+    from fer_lab.learning.features import features_key, frozen_features
+
+    augment = data.augment
+    frozen = not any(weight.requires_grad for weight in module.net.backbone.parameters())
+    if not frozen or augment.mixup or not (augment.is_identity or augment.views):
+        return False
+    backbone: nn.Module = module.net.backbone.eval()
+    images, labels = torch.from_numpy(data.cache.images), torch.from_numpy(data.index.labels)
+
+    @torch.inference_mode()
+    def compute() -> Iterator[Tensor]:
+        for rows in data.rows.split(32):
+            views = data.all_views(Faces(images[rows], labels[rows], rows))  # (B, 1 + k, C, H, W)
+            found = backbone(module.preprocess(views.flatten(0, 1)))
+            yield found.unflatten(0, views.shape[:2])
+
+    views = 1 + (augment.views or 0)
+    looks = repr(sorted(vars(augment).items())) if augment.views else repr(augment.crop)
+    key = features_key(
+        backbone, data.index.digest, str(data.rows.tolist()), looks, str(views), str(data.seed if views > 1 else 0),
+        repr([(name, value.tolist()) for name, value in module.preprocess.named_buffers()]),
+    )  # fmt: skip
+    data.features = frozen_features(Path(cache_dir), key, len(data.rows), views, compute)
+    return True
+
+
+def signature(cfg: DictConfig, data: FaceData, weights_digest: str) -> str:
+    """The same for two runs that must give the same result: the settings, the data, the starting weights."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    for key in WITHOUT_EFFECT:
+        *parents, leaf = key.split(".")
+        section = settings
+        for parent in parents:
+            section = section[parent]
+        section.pop(leaf, None)
+    return digest(OmegaConf.to_yaml(settings, sort_keys=True), data.index.digest, weights_digest)

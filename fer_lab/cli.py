@@ -1,0 +1,118 @@
+"""The command line shared by the entry points: Hydra's grammar, with errors that say what to type."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+
+import hydra
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+
+
+class UsageError(Exception):
+    """Something that the user can put right by typing another command; ends with exit code 2."""
+
+
+def main(task: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Runs `task` on the composed config. Exit code 0, 1 for a failed run, 2 for a usage error."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the handlers below instead of Hydra's own printing
+    command = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task)
+    try:
+        command()
+    except (HydraException, OmegaConfBaseException) as error:
+        leave(explain(sys.argv[1:], config_name) or str(error))
+    except (UsageError, ValueError) as error:
+        if isinstance(error, UsageError) or type(error).__module__.startswith("fer_lab"):
+            leave(str(error))
+        raise
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues this run", file=sys.stderr)
+        sys.exit(130)
+
+
+def leave(message: str) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(2)
+
+
+def explain(arguments: list[str], config_name: str) -> str | None:
+    """Every override that does not fit, each with its near matches; None where all of them fit."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+    faults, choices, values = [], [], []
+    for text in (argument for argument in arguments if not argument.startswith("-")):
+        try:
+            override = parser.parse_override(text)
+        except HydraException:
+            faults.append(f"{text!r} is not of the form key=value or group=choice")
+            continue
+        (choices if (CONF / str(override.key_or_group)).is_dir() else values).append(override)
+    good = []
+    for override in choices:
+        fault = choice_fault(override)
+        faults.append(fault) if fault else good.append(str(override.input_line))
+    for override in values:
+        fault = value_fault(override, good, config_name)
+        if fault:
+            faults.append(fault)
+    return "\n".join(faults) or None
+
+
+def choice_fault(override: Override) -> str | None:
+    group, choice = override.key_or_group, override.value()
+    if not isinstance(choice, str):
+        return None
+    known = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    if choice in known:
+        return None
+    return f"{group}={choice}: no such {group}{near(choice, known)}; choices: {', '.join(known)}"
+
+
+def value_fault(override: Override, groups: list[str], config_name: str) -> str | None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        try:
+            base = hydra.compose(config_name, overrides=groups, return_hydra_config=True)
+        except HydraException as error:
+            return str(error)
+        try:
+            hydra.compose(config_name, overrides=[*groups, str(override.input_line)])
+        except (HydraException, OmegaConfBaseException) as error:
+            key = str(override.key_or_group)
+            known = [*keys(base), *(path.name for path in CONF.iterdir() if path.is_dir())]
+            if key in known:
+                return f"{override.input_line}: {str(error).splitlines()[0]}"
+            return f"{key}: no such key{near(key, known)}; `--help` lists all"
+    return None
+
+
+def keys(config: DictConfig, prefix: str = "") -> Iterable[str]:
+    """Every dotted key of a config, sections included."""
+    for key in config:
+        if prefix == "" and key == "hydra":
+            continue
+        yield f"{prefix}{key}"
+        child = config._get_node(key)
+        if OmegaConf.is_dict(child) and not child._is_none() and not child._is_interpolation():
+            yield from keys(child, f"{prefix}{key}.")
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    known = list(known)
+    found = get_close_matches(word, known, n=3, cutoff=0.5)
+    tail = word.rsplit(".", 1)[-1]
+    found += [key for key in known if key.rsplit(".", 1)[-1] == tail and key not in found][:3]
+    return f" (did you mean {' or '.join(found)}?)" if found else ""

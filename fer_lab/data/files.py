@@ -1,0 +1,55 @@
+"""Picture files under a root: one quick listing gives both the names and the stamp of a data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from fer_lab.data.faces import DataError, digest
+from fer_lab.data.images import SUFFIXES
+
+
+class Picture(NamedTuple):
+    """A file as the directory describes it; `name` is its path below the root, with forward slashes."""
+
+    name: str
+    size: int
+    modified: int
+    changed: int
+
+
+def existing_root(root: str | os.PathLike[str] | None, missing: str) -> Path:
+    """The root as a path; raises DataError with `missing` (where the data set comes from) if there is none."""
+    if root is None or not str(root).strip():
+        raise DataError(f"data.root is not set. {missing}")
+    path = Path(root).expanduser()
+    if not path.exists():
+        raise DataError(f"data.root={root} does not exist (looked in {Path.cwd()}). {missing}")
+    return path
+
+
+def pictures(root: Path, depth: int) -> list[Picture]:
+    """Picture files at most `depth` folders below the root, sorted by name; hidden files are left out."""
+    if not root.is_dir():
+        raise DataError(f"data.root={root} is a file, not a folder; unpack it and name the folder it gives")
+    return sorted(_walk(str(root), "", depth))
+
+
+def stamp_of(files: Iterable[Picture], *settings: object) -> str:
+    """Changes with any file's name, size, modification or change time, and with the settings."""
+    return digest(repr(settings), repr(sorted(files)))
+
+
+def _walk(folder: str, prefix: str, depth: int) -> Iterator[Picture]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith("."):
+                continue
+            if name[name.rfind(".") :].lower() in SUFFIXES and entry.is_file():
+                facts = entry.stat()
+                yield Picture(prefix + name, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+            elif depth > 0 and entry.is_dir():
+                yield from _walk(entry.path, f"{prefix}{name}/", depth - 1)

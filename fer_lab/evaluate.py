@@ -1,0 +1,197 @@
+"""python -m fer_lab.evaluate run=ID [data=… split=… key=value]: a run's figures again, from the run alone."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from fer_lab.cli import UsageError, main
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from fer_lab.data.datamodule import FaceData
+    from fer_lab.evaluation.uncertainty import Interval
+    from fer_lab.learning.module import FerModule
+
+HEADLINE = ("accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "kappa", "mcc", "auroc", "nll", "brier", "ece")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How a net did on one part of a split; `probabilities` (N, K) averaged over the test-time views."""
+
+    usage: str
+    classes: tuple[str, ...]
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    scores: Mapping[str, float]
+    intervals: Mapping[str, Interval]
+    per_class: Mapping[str, Mapping[str, float]]
+    inference_ms: float  # one image alone, all views, median
+
+
+def judge(module: FerModule, data: FaceData, usage: str, views: str) -> Judgement:
+    """Predicts the `usage` part (validation or test) once and takes every figure of it."""
+    import torch
+
+    from fer_lab.evaluation.metrics import emotion_metrics, per_class
+    from fer_lab.evaluation.uncertainty import bootstrap_confusion
+
+    module.eval()
+    rows = getattr(data.split, usage)
+    found = torch.cat([module.probabilities(faces).cpu() for faces in data.evaluation(rows, views, module.device)])
+    labels = torch.from_numpy(data.index.labels[rows])
+    logits, classes = found.double().clamp_min(1e-12).log(), data.index.classes
+    people = [str(data.index.subjects[row]) for row in rows] if data.index.has_subjects else None
+    return Judgement(
+        usage=usage,
+        classes=classes,
+        rows=rows,
+        labels=labels.numpy(),
+        probabilities=found.numpy(),
+        scores=emotion_metrics(logits, labels, classes),
+        intervals=bootstrap_confusion(labels.numpy(), found.argmax(1).numpy(), len(classes), groups=people),
+        per_class=per_class(logits, labels, classes),
+        inference_ms=inference_ms(module, data, rows[:16], views),
+    )
+
+
+def inference_ms(module: FerModule, data: FaceData, rows: NDArray[np.int64], views: str) -> float:
+    """Median milliseconds from one cached picture to its probabilities; the first, cold ones are left out."""
+    times = []
+    for row in range(len(rows)):
+        start = time.perf_counter()
+        for faces in data.evaluation(rows[row : row + 1], views, module.device, as_images=True):
+            module.probabilities(faces).cpu()
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[len(times) // 4 :])
+
+
+def write(judgement: Judgement, data: FaceData, folder: Path) -> list[Path]:
+    """The figures, scores and predictions of a judgement as files in `folder`; their paths."""
+    import torch
+
+    from fer_lab import figures
+
+    usage, classes, found = judgement.usage, judgement.classes, judgement.probabilities
+    predicted = found.argmax(1)
+    counts = torch.zeros(len(classes), len(classes), dtype=torch.long)
+    counts.index_put_((torch.from_numpy(judgement.labels), torch.from_numpy(predicted)), torch.tensor(1), accumulate=True)
+    worst = (found[range(len(found)), predicted] * (predicted != judgement.labels)).argsort()[::-1][:12]
+    pictures = torch.from_numpy(data.cache.images[judgement.rows[worst]])
+    made = {
+        "confusion_matrix": figures.confusion_matrix(counts.numpy(), classes),
+        "per_class": figures.per_class(judgement.per_class),
+        "calibration": figures.reliability(found.max(1), predicted == judgement.labels),
+        "mistakes": figures.mistakes(
+            pictures, judgement.labels[worst], predicted[worst], found[worst], classes, judgement.inference_ms
+        ),
+    }
+    paths = [figures.save(figure, folder / f"{usage}_{name}.png") for name, figure in made.items()]
+    return [*paths, write_scores(judgement, folder), write_predictions(judgement, data, folder)]
+
+
+def write_scores(judgement: Judgement, folder: Path) -> Path:
+    path = folder / f"{judgement.usage}.json"
+    content = {
+        "count": len(judgement.rows),
+        "scores": dict(judgement.scores),
+        "intervals_95": {name: list(interval) for name, interval in judgement.intervals.items()},
+        "per_class": judgement.per_class,
+        "inference_ms": judgement.inference_ms,
+    }
+    path.write_text(json.dumps(content, indent=1))
+    return path
+
+
+def write_predictions(judgement: Judgement, data: FaceData, folder: Path) -> Path:
+    """One row per picture: name, true and predicted expression, and a probability of each."""
+    path = folder / f"{judgement.usage}_predictions.csv"
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["name", "label", "predicted", *(f"p_{name}" for name in judgement.classes)])
+        for row, label, found in zip(judgement.rows, judgement.labels, judgement.probabilities, strict=True):
+            name, classes = data.index.names[row], judgement.classes
+            table.writerow([name, classes[label], classes[found.argmax()], *(f"{value:.6f}" for value in found)])
+    return path
+
+
+def show(judgements: list[Judgement], title: str) -> None:
+    """The closing table: one line a score, one column a part of the split, with 95% intervals."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("score")
+    for one in judgements:
+        table.add_column(f"{one.usage} ({len(one.rows):,} faces)", justify="right")
+    for name in HEADLINE:
+        cells = []
+        for one in judgements:
+            interval = one.intervals.get(name)
+            bounds = f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else ""
+            cells.append(f"{one.scores[name]:.4f}{bounds}")
+        table.add_row(name, *cells)
+    Console().print(table)
+
+
+def overridden(saved: DictConfig, wanted: DictConfig) -> DictConfig:
+    """The run's config with what the command line names in place of the run's own."""
+    for group in ("data", "split"):
+        named = {key: value for key, value in wanted[group].items() if value is not None}
+        whole = "source" in named or "_target_" in named  # a group was chosen, not a key of the run's
+        saved[group] = named if whole else OmegaConf.merge(saved[group], named)
+    for key in ("views", "threads"):
+        saved[key] = saved[key] if wanted[key] is None else wanted[key]
+    saved.cache_dir = wanted.cache_dir
+    return saved
+
+
+def evaluate(cfg: DictConfig) -> dict[str, Any]:
+    """Rebuilds the run from its folder and judges it; the figures go to its `evaluations` folder."""
+    from fer_lab.tracking import find_run
+
+    folder = find_run(cfg.run, Path(cfg.runs_dir), cfg.tracking.uri)
+    if not (folder / "best.pt").exists() or not (folder / "config.yaml").exists():
+        raise UsageError(f"{folder} has no config.yaml and best.pt: the run finished no epoch; train it again")
+    saved = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(saved, DictConfig)
+    return rejudge(folder, overridden(saved, cfg))
+
+
+def rejudge(folder: Path, config: DictConfig) -> dict[str, Any]:
+    from fer_lab.build import build_data, build_module
+    from fer_lab.models.weights import read
+
+    trained = list(config.classes)
+    data = build_data(config)
+    if list(data.index.classes) != trained:
+        raise UsageError(
+            f"the run tells {', '.join(trained)} apart; {data.index.name} has {', '.join(data.index.classes)}"
+        )
+    module = build_module(config, data, weights=None)
+    module.judged.load_state_dict(read(folder / "best.pt"))
+    usages = [usage for usage in ("validation", "test") if len(getattr(data.split, usage))]
+    judgements = [judge(module, data, usage, config.views) for usage in usages]
+    place = folder / "evaluations" / f"{data.index.name}-{data.split.digest(data.index)[:8]}"
+    place.mkdir(parents=True, exist_ok=True)
+    for one in judgements:
+        write(one, data, place)
+    show(judgements, folder.name)
+    print(f"figures and predictions are in {place}")
+    return {one.usage: dict(one.scores) for one in judgements}
+
+
+if __name__ == "__main__":
+    main(evaluate, "evaluate")

@@ -1,0 +1,102 @@
+"""How far a figure could move on other faces: percentile bootstrap over images, or over subjects.
+
+Images of one person are not independent, so where subjects are known they are what is drawn again
+(cluster bootstrap; Efron & Tibshirani 1993, Davison & Hinkley 1997 section 3.8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from fer_lab.evaluation.metrics import confusion_metrics
+
+
+class Interval(NamedTuple):
+    """The bounds of a percentile interval; nan where the data cannot say (a single subject, an undefined figure)."""
+
+    low: float
+    high: float
+
+
+def bootstrap(
+    metric: Callable[[NDArray[np.int64]], float],
+    count: int,
+    groups: Sequence[str | None] | None = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The interval of any figure: `metric` gets the positions (0..count-1, with repeats) of one resample.
+
+    It is called `resamples` times; for figures of a confusion matrix `bootstrap_confusion` is far faster.
+    """
+    members = _members(count, groups)
+    if len(members) < 2:
+        return Interval(float("nan"), float("nan"))
+    generator = np.random.default_rng(seed)
+    values = np.empty(resamples)
+    for row in range(resamples):
+        drawn = generator.integers(len(members), size=len(members))
+        values[row] = metric(drawn if groups is None else np.concatenate([members[one] for one in drawn]))
+    return _percentiles(values, level)
+
+
+def bootstrap_confusion(
+    labels: ArrayLike,
+    predicted: ArrayLike,
+    classes: int,
+    groups: Sequence[str | None] | None = None,
+    resamples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """Intervals of accuracy, balanced_accuracy, f1_macro, f1_weighted and kappa.
+
+    `labels` and `predicted` are class indices (N,). Exactly the bootstrap over images or groups, but drawn
+    as whole confusion matrices: counts of a resample of images are multinomial over the K² cells, those of
+    groups a sum of the groups' matrices with multinomial weights.
+    """
+    labels, predicted = np.asarray(labels, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
+    members, size = _members(len(labels), groups), classes**2
+    cells = labels * classes + predicted
+    generator = np.random.default_rng(seed)
+    if groups is None:
+        share = np.bincount(cells, minlength=size) / len(cells)
+        drawn = generator.multinomial(len(cells), share, size=resamples)  # (R, K²)
+    else:
+        each = np.stack([np.bincount(cells[rows], minlength=size) for rows in members])  # (G, K²)
+        drawn = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), resamples) @ each
+    values = confusion_metrics(torch.from_numpy(drawn.reshape(resamples, classes, classes)))
+    if len(members) < 2:
+        return dict.fromkeys(values, Interval(float("nan"), float("nan")))
+    return {name: _percentiles(value.numpy(), level) for name, value in values.items()}
+
+
+def _members(count: int, groups: Sequence[str | None] | None) -> list[NDArray[np.int64]]:
+    """The positions of each group, or one position per item where there are none."""
+    if count == 0:
+        raise ValueError("no items: an interval of an empty split is undefined; check the split's sizes")
+    if groups is None:
+        return list(np.arange(count)[:, None])
+    if len(groups) != count or any(group is None for group in groups):
+        missing = sum(group is None for group in groups)
+        raise ValueError(
+            f"{len(groups)} groups, {missing} of them None, for {count} items: "
+            "name the group of every item, or pass groups=None to draw images"
+        )
+    _, owner = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    return np.split(np.argsort(owner, kind="stable"), np.cumsum(np.bincount(owner))[:-1])
+
+
+def _percentiles(values: NDArray[np.float64], level: float) -> Interval:
+    """Of the resamples where the figure is defined."""
+    values = values[~np.isnan(values)]
+    if len(values) == 0:
+        return Interval(float("nan"), float("nan"))
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))

@@ -1,0 +1,114 @@
+"""What happens around an epoch: the weights that are kept, and the one progress bar."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ProgressBar
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from fer_lab.learning.module import FerModule
+
+
+class Checkpoints(Callback):
+    """Keeps `best.pt` (the judged net's state_dict) and `last.ckpt` (everything a resumed run needs).
+
+    Both are replaced atomically, the best first: a run killed between the two trains that epoch again and
+    writes the same file. Frozen weights are left out of `last.ckpt`: the same command brings them back.
+    """
+
+    def __init__(self, folder: Path, monitor: str, mode: str) -> None:
+        self.folder, self.monitor, self.sign = folder, monitor, 1 if mode == "max" else -1
+        self.best_score, self.best_epoch = float("-inf"), -1
+
+    @property
+    def best(self) -> Path:
+        return self.folder / "best.pt"
+
+    @property
+    def last(self) -> Path:
+        return self.folder / "last.ckpt"
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, FerModule)
+        if self.monitor not in trainer.callback_metrics:
+            raise ValueError(
+                f"monitor={self.monitor} is not logged; choices: {', '.join(sorted(trainer.callback_metrics))}"
+            )
+        score = self.sign * float(trainer.callback_metrics[self.monitor])
+        if score > self.best_score or self.best_epoch < 0:
+            self.best_score, self.best_epoch = score, trainer.current_epoch
+            replace(self.best, lambda path: torch.save(pl_module.judged.state_dict(), path))
+        replace(self.last, trainer.save_checkpoint)
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        frozen = {name for name, value in pl_module.named_parameters() if not value.requires_grad}
+        checkpoint["state_dict"] = {
+            name: value
+            for name, value in checkpoint["state_dict"].items()
+            if name not in frozen or name.startswith("average.")
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+
+
+def replace(path: Path, write: Any) -> None:
+    part = path.with_name(path.name + ".part")
+    write(part)
+    os.replace(part, path)
+
+
+class OneBar(ProgressBar):
+    """One bar for the whole fit: epoch, loss and the latest monitored score."""
+
+    def __init__(self, monitor: str) -> None:
+        super().__init__()
+        self.monitor, self.shown = monitor, 0.0
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} steps"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+        )
+        self.task: TaskID | None = None
+        self.score = ""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.bar.start()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self.task is None:
+            total = int(trainer.num_training_batches) * (trainer.max_epochs or 1)
+            done = trainer.current_epoch * int(trainer.num_training_batches)
+            self.task = self.bar.add_task("fit", total=total, completed=done, epoch="", figures="")
+        self.bar.update(self.task, epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.task is None or time.monotonic() - self.shown < 0.5:  # drawing and reading the loss cost time
+            return
+        self.shown = time.monotonic()
+        done = trainer.current_epoch * int(trainer.num_training_batches) + batch_idx + 1
+        loss = f"loss {float(outputs['loss']):.3f}" if isinstance(outputs, dict) else ""
+        self.bar.update(self.task, completed=done, figures=f"{loss}  {self.score}")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if (value := trainer.callback_metrics.get(self.monitor)) is not None:
+            self.score = f"{self.monitor} {float(value):.3f}"
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.bar.stop()
+
+    def get_metrics(self, *_: Any) -> dict[str, Any]:
+        return {}

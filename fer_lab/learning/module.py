@@ -1,0 +1,136 @@
+"""The one LightningModule: a net, a task, and how the net learns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fer_lab.data.faces import Faces
+from fer_lab.learning.optimizers import parameter_groups
+from fer_lab.learning.tasks import Emotion
+from fer_lab.models.weights import hold_frozen
+
+LossSum = tuple[Tensor, Tensor, int]
+
+
+class Diverged(RuntimeError):
+    """The loss stopped being a number; the text names the step and the settings that led there."""
+
+
+class FerModule(pl.LightningModule):
+    """Learns `task` with `net`, which has a `backbone` and a `head`.
+
+    `optimizer` takes parameter groups, `scheduler` an optimizer with epochs= and steps_per_epoch=.
+    With `ema` (decay per step, 0..1) an exponential moving average of the weights is what is validated,
+    kept and exported.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        task: Emotion,
+        preprocess: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., dict[str, Any]] | None = None,
+        ema: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.net, self.task, self.preprocess = net, task, preprocess
+        self.make_optimizer, self.make_scheduler, self.seed = optimizer, scheduler, seed
+        self.average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+        self.train_sums: list[LossSum] = []
+        self.outputs: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def judged(self) -> nn.Module:
+        """The net that is validated, kept and exported."""
+        return self.average.module if self.average is not None else self.net
+
+    def forward(self, faces: Faces, net: nn.Module | None = None) -> Tensor:
+        """Logits (B, K), or (V, B, K) where the images are V test-time views."""
+        net = net if net is not None else self.net
+        if faces.features is not None:
+            return net.head(faces.features)  # type: ignore[operator, union-attr]
+        if faces.images.ndim == 4:
+            return net(self.preprocess(faces.images))
+        flat = net(self.preprocess(faces.images.flatten(0, 1)))
+        return flat.unflatten(0, faces.images.shape[:2])
+
+    def on_train_batch_start(self, batch: Faces, batch_idx: int) -> None:
+        if batch_idx == 0:  # dropout repeats itself when an interrupted epoch is trained again
+            torch.manual_seed(1_000_003 * self.seed + self.current_epoch)
+
+    def training_step(self, faces: Faces, batch_idx: int) -> Tensor:
+        logits = self(faces)
+        loss = self.task.loss(logits, faces.labels)
+        if self.device.type == "cpu" or batch_idx % 50 == 0:  # reading a loss stalls a GPU
+            self.refuse_divergence(loss)
+        count = len(faces.labels)
+        self.train_sums.append((loss.detach() * count, self.task.correct(logits.detach(), faces.labels), count))
+        return loss
+
+    def refuse_divergence(self, loss: Tensor) -> None:
+        if not math.isfinite(value := float(loss.detach())):
+            rates = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
+            raise Diverged(
+                f"the training loss is {value} at step {self.global_step} (epoch {self.current_epoch}) with "
+                f"{type(self.trainer.optimizers[0]).__name__}, learning rate {rates[0]:.3g}, precision "
+                f"{self.trainer.precision}; try a lower optimizer.lr, trainer.gradient_clip_val=1 or 32-bit precision"
+            )
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.average is not None:
+            self.average.update_parameters(self.net)
+
+    def on_train_epoch_end(self) -> None:
+        losses, correct, counts = zip(*self.train_sums, strict=True)
+        self.train_sums.clear()
+        mean_loss = float(torch.stack(losses).sum()) / sum(counts)
+        self.log_dict(
+            {
+                "train/loss": mean_loss,
+                "train/accuracy": float(torch.stack(correct).sum()) / sum(counts),
+                "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
+            }
+        )
+
+    def validation_step(self, faces: Faces, batch_idx: int) -> None:
+        logits = self(faces, self.judged)
+        self.outputs.append((logits.mean(0) if logits.ndim == 3 else logits, faces.labels))
+
+    def on_validation_epoch_end(self) -> None:
+        logits, labels = (torch.cat(parts).cpu() for parts in zip(*self.outputs, strict=True))
+        self.outputs.clear()
+        loss = self.task.loss(logits.to(self.device, torch.float32), labels.to(self.device))
+        scores = self.task.scores(logits.float(), labels)
+        self.log_dict({"val/loss": float(loss), **{f"val/{name}": value for name, value in scores.items()}})
+
+    @torch.inference_mode()
+    def probabilities(self, faces: Faces) -> Tensor:
+        """(B, K) of the judged net, averaged over the test-time views."""
+        found = self.task.probabilities(self(faces, self.judged))
+        return found.mean(0) if found.ndim == 3 else found
+
+    def train(self, mode: bool = True) -> FerModule:
+        super().train(mode)
+        hold_frozen(self.net)
+        if self.average is not None:
+            self.average.eval()
+        return self
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(parameter_groups(self.net))
+        if self.make_scheduler is None:
+            return optimizer
+        epochs = self.trainer.max_epochs or 1
+        steps = -(-int(self.trainer.estimated_stepping_batches) // epochs)
+        return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer, epochs=epochs, steps_per_epoch=steps)}

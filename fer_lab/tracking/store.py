@@ -1,0 +1,306 @@
+"""Sends the record in a run's folder to an MLflow store; the only file of fer_lab that imports mlflow.
+
+It does so inside functions, because that import takes seconds and belongs in the forwarder's thread.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import posixpath
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from filelock import FileLock
+
+from fer_lab.tracking.address import redacted
+from fer_lab.tracking.record import Event, RunRecord, read_events
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+log = logging.getLogger(__name__)
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # both are read when mlflow is imported
+os.environ.setdefault("DO_NOT_TRACK", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the forwarder tries again by itself
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+FORWARDED = "forwarded.json"
+UPLOAD_SECONDS = "600"
+STATUS = {
+    "running": "RUNNING", "finished": "FINISHED", "pruned": "FINISHED",
+    "failed": "FAILED", "diverged": "FAILED", "killed": "KILLED",
+}  # fmt: skip
+NUMBERS = ("params", "tags", "metrics")
+REFUSALS = (
+    "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "BAD_REQUEST",
+)  # fmt: skip
+
+
+class Refused(Exception):
+    """The store answers, and says no for good; trying again later does not help."""
+
+
+class Connection(NamedTuple):
+    client: MlflowClient
+    experiment_id: str
+
+
+def connect(uri: str, experiment: str) -> Connection:
+    """A client and its experiment; a fresh database is created under a lock, since MLflow's own first start
+    breaks when several processes do it at once."""
+    with _database_lock(uri):
+        client = open_client(uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            return Connection(client, _create_experiment(client, uri, experiment))
+    if found.lifecycle_stage != "active":
+        raise Refused(
+            f"experiment {experiment!r} was deleted in {redacted(uri)}: bring it back with `mlflow experiments "
+            f"restore --experiment-id {found.experiment_id}`, or choose another with tracking.experiment=NAME"
+        )
+    return Connection(client, found.experiment_id)
+
+
+def open_client(uri: str) -> MlflowClient:
+    """MLflow's client for the store, without its chatter in the terminal."""
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _database_lock(uri: str) -> AbstractContextManager[object]:
+    if not uri.startswith("sqlite:///"):
+        return nullcontext()
+    path = Path(uri.removeprefix("sqlite:///").split("?")[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{path}.lock", timeout=120)
+
+
+def _create_experiment(client: MlflowClient, uri: str, experiment: str) -> str:
+    location = None  # a server knows its own
+    if uri.startswith("sqlite:///"):
+        folder = re.sub(r"[^\w.-]", "_", experiment)
+        location = (Path(uri.removeprefix("sqlite:///")).parent / "mlruns" / folder).as_uri()
+    try:
+        return client.create_experiment(experiment, artifact_location=location)
+    except Exception:
+        found = client.get_experiment_by_name(experiment)  # another process was first
+        if found is None:
+            raise
+        return found.experiment_id
+
+
+class Sender:
+    """Sends what a run's folder holds beyond the offset kept in its forwarded.json, one entry per store."""
+
+    def __init__(self, folder: Path, uri: str, experiment: str) -> None:
+        self.record = RunRecord(folder)
+        self.folder, self.uri, self.experiment = folder, uri, experiment
+        self._connection: Connection | None = None
+        self.reload()
+
+    def reload(self) -> None:
+        entry = forwarded(self.folder).get(redacted(self.uri), {})
+        self.offset: int = entry.get("offset", 0)
+        self.run_id: str = entry.get("run_id", "")
+        self._doubtful = True  # the last sending may have arrived without being noted
+
+    def pending(self) -> int:
+        return sum(1 for _ in read_events(self.folder, self.offset))
+
+    def send(self) -> int:
+        """Send all events there are; returns their number. Raises Refused, or whatever a dead store causes."""
+        events = list(read_events(self.folder, self.offset))
+        if not events:
+            return 0
+        self._connection = self._connection or connect(self.uri, self.experiment)
+        try:
+            self._ensure_run(events[0][0]["time"])
+            for group in _groups(events):
+                self._send_group([event for event, _ in group])
+                self._note(group[-1][1])
+            self._doubtful = False
+        except BaseException:
+            self._doubtful = True
+            raise
+        return len(events)
+
+    @property
+    def _client(self) -> MlflowClient:
+        assert self._connection is not None
+        return self._connection.client
+
+    def _note(self, offset: int) -> None:
+        self.offset = offset
+        entries = forwarded(self.folder) | {
+            redacted(self.uri): {"offset": offset, "run_id": self.run_id, "experiment": self.experiment}
+        }
+        fresh = self.folder / f"{FORWARDED}.new"
+        fresh.write_text(json.dumps(entries, indent=1))
+        fresh.replace(self.folder / FORWARDED)
+
+    def _ensure_run(self, started: int) -> None:
+        """Open the MLflow run of this folder, or make one; a run that the store has forgotten is sent anew."""
+        assert self._connection is not None
+        if self.run_id and not self._doubtful:
+            return
+        self.record = RunRecord(self.folder)
+        found = self._client.search_runs(
+            [self._connection.experiment_id], f"tags.`fer.id` = '{self.record.id}'", run_view_type=3, max_results=1
+        )
+        if found and found[0].info.lifecycle_stage != "active":
+            raise Refused(
+                f"run {self.record.name} was deleted in {redacted(self.uri)}: "
+                f"bring it back with `mlflow runs restore --run-id {found[0].info.run_id}`"
+            )
+        if found:
+            self.run_id = found[0].info.run_id
+            return
+        tags = {"fer.id": self.record.id, "fer.run": self.record.name, "fer.signature": self.record.signature}
+        self.run_id = self._client.create_run(
+            self._connection.experiment_id, start_time=started, tags=tags, run_name=self.record.name
+        ).info.run_id
+        if self.offset:
+            self.offset = 0
+            self._note(0)
+            raise ConnectionError("the store has lost this run; it is sent again from the start")
+        self._note(0)
+        self._doubtful = False
+
+    def _send_group(self, events: list[Event]) -> None:
+        try:
+            self._send_events(events)
+        except Exception as error:
+            if getattr(error, "error_code", "") not in REFUSALS:
+                raise
+            if self._client.get_run(self.run_id).info.lifecycle_stage != "active":
+                raise
+            if len(events) == 1:
+                log.warning("MLflow refuses a part of run %s, kept in %s: %s", self.record.name, self.folder, _line(error))
+                return
+            for event in events:
+                self._send_group([event])
+
+    def _send_events(self, events: list[Event]) -> None:
+        match events[0]["event"]:
+            case "params" | "tags" | "metrics":
+                self._send_numbers(events)
+            case "artifact":
+                self._send_artifact(events[0])
+            case "dataset":
+                self._send_dataset(events[0])
+            case "state":
+                self._send_state(events[0])
+
+    def _send_numbers(self, events: list[Event]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        params = {_key(k): str(v)[:6000] for e in events if e["event"] == "params" for k, v in e["values"].items()}
+        tags = {_key(k): str(v)[:8000] for e in events if e["event"] == "tags" for k, v in e["values"].items()}
+        metrics = [
+            Metric(_key(key), float(value), event["time"], event["step"])
+            for event in events
+            if event["event"] == "metrics"
+            for key, value in event["values"].items()
+        ]
+        if metrics and self._doubtful:
+            metrics = self._unknown(metrics)
+        rows = (metrics, [Param(*item) for item in params.items()], [RunTag(*item) for item in tags.items()])
+        for number in range(max(-(-len(metrics) // 800), -(-len(rows[1]) // 80), -(-len(rows[2]) // 80))):
+            self._client.log_batch(
+                self.run_id,
+                metrics=metrics[number * 800 : number * 800 + 800],
+                params=rows[1][number * 80 : number * 80 + 80],
+                tags=rows[2][number * 80 : number * 80 + 80],
+            )
+
+    def _unknown(self, metrics: Sequence[Metric]) -> list[Metric]:
+        known = self._client.get_run(self.run_id).data.metrics
+        names = {metric.key for metric in metrics} & set(known)
+        seen = {(name, m.step) for name in names for m in self._client.get_metric_history(self.run_id, name)}
+        return [metric for metric in metrics if (metric.key, metric.step) not in seen]
+
+    def _send_artifact(self, event: Event) -> None:
+        path = self.folder / event["path"]
+        if not path.exists():
+            log.warning("artifact %s of run %s is gone and is not sent", event["path"], self.record.name)
+            return
+        with _patience(UPLOAD_SECONDS):
+            if path.is_dir():
+                target = posixpath.join(event["folder"], path.name)
+                self._client.log_artifacts(self.run_id, str(path), target)
+            else:
+                self._client.log_artifact(self.run_id, str(path), event["folder"] or None)
+
+    def _send_dataset(self, event: Event) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=event["name"],
+            digest=event["digest"][:36],  # MLflow's limit; the whole one is in the profile
+            source_type="local",
+            source=json.dumps({"path": event["source"]}),
+            profile=json.dumps({"faces": event["counts"], "digest": event["digest"]}),
+        )
+        tag = InputTag("mlflow.data.context", event["context"])
+        self._client.log_inputs(self.run_id, [DatasetInput(dataset, [tag])])
+
+    def _send_state(self, event: Event) -> None:
+        self._client.set_tag(self.run_id, "fer.state", event["state"])
+        if event.get("reason"):
+            self._client.set_tag(self.run_id, "fer.reason", event["reason"][:8000])
+        if event["state"] == "running":
+            self._client.update_run(self.run_id, status="RUNNING")
+        else:
+            self._client.set_terminated(self.run_id, STATUS[event["state"]], end_time=event["time"])
+
+
+def _groups(events: list[tuple[Event, int]]) -> Iterator[list[tuple[Event, int]]]:
+    """Numbers together, up to 200 events; everything else alone. Of a file that comes several times, the last."""
+    last = {event["path"]: end for event, end in events if event["event"] == "artifact"}
+    wanted = [pair for pair in events if last.get(pair[0].get("path"), pair[1]) == pair[1]]
+    for together, members in groupby(wanted, key=lambda pair: pair[0]["event"] in NUMBERS):
+        group = list(members)
+        size = 200 if together else 1
+        yield from (group[start : start + size] for start in range(0, len(group), size))
+
+
+def _key(name: str) -> str:
+    """A name that MLflow accepts for metrics, params and tags."""
+    return posixpath.normpath(re.sub(r"[^\w\-./: ]", "_", name)).lstrip("/.")[:250]
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+@contextmanager
+def _patience(seconds: str) -> Iterator[None]:
+    """A longer HTTP limit, since a server may need minutes to put a checkpoint away."""
+    before = os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = seconds
+    try:
+        yield
+    finally:
+        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = before
+
+
+def forwarded(folder: Path) -> dict[str, dict[str, Any]]:
+    """What was sent: for each store's address the run_id, the experiment and the byte offset in the record."""
+    try:
+        return json.loads((folder / FORWARDED).read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
