@@ -38,7 +38,7 @@ def instantiate(config: Any, **given: Any) -> Any:
             raise UsageError(
                 f"_target_: {target} is not part of fer_lab; a config may name classes of {', '.join(ALLOWED)}"
             )
-    return hydra.utils.instantiate(config, **given)
+    return hydra.utils.instantiate(config, _convert_="all", **given)
 
 
 def targets(config: Any) -> Iterator[str]:
@@ -54,12 +54,13 @@ def targets(config: Any) -> Iterator[str]:
 
 
 def build_data(cfg: DictConfig) -> FaceData:
-    """The data, decoded and split; sets cfg.classes and cfg.size, which the rest of the config refers to."""
+    """The data, decoded and split; sets cfg.classes, class_count and size, which the rest of the config refers to."""
     from fer_lab.data.datamodule import FaceData
 
     source = instantiate(cfg.data.source)
-    OmegaConf.update(cfg, "classes", list(source.classes), force_add=True)
-    OmegaConf.update(cfg, "size", cfg.augment.get("crop") or cfg.data.size, force_add=True)
+    facts = {"classes": list(source.classes), "class_count": len(source.classes)}
+    for key, value in (facts | {"size": cfg.augment.get("crop") or cfg.data.size}).items():
+        OmegaConf.update(cfg, key, value, force_add=True)
     return FaceData(
         source=source,
         split=instantiate(cfg.split),

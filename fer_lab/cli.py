@@ -29,46 +29,61 @@ class UsageError(Exception):
 def main(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Runs `task` on the composed config. Exit code 0, 1 for a failed run, 2 for a usage error."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the handlers below instead of Hydra's own printing
-    command = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(task)
+    failures: list[BaseException] = []
+
+    def guarded(cfg: DictConfig) -> Any:
+        try:
+            return task(cfg)
+        except Exception as error:  # raised again outside Hydra, which would print it in its own words
+            failures.append(error)
+            return None
+
     try:
-        command()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
     except (HydraException, OmegaConfBaseException) as error:
-        leave(explain(sys.argv[1:], config_name) or str(error))
-    except (UsageError, ValueError) as error:
-        if isinstance(error, UsageError) or type(error).__module__.startswith("fer_lab"):
-            leave(str(error))
-        raise
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues this run", file=sys.stderr)
-        sys.exit(130)
+        leave(explain(sys.argv[1:], config_name) or str(error), 2)
+    for failure in failures:
+        settle(failure)
 
 
-def leave(message: str) -> None:
+def settle(error: BaseException) -> None:
+    """Ends the process as the error deserves: our own errors are sentences, the others keep their traceback."""
+    from hydra.errors import InstantiationException
+
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        return settle(error.__cause__)
+    if isinstance(error, UsageError | OmegaConfBaseException):
+        leave(str(error), 2)
+    if type(error).__module__.startswith("fer_lab"):
+        leave(str(error), 2 if isinstance(error, ValueError) else 1)
+    raise error
+
+
+def leave(message: str, code: int) -> None:
     print(message, file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def explain(arguments: list[str], config_name: str) -> str | None:
     """Every override that does not fit, each with its near matches; None where all of them fit."""
+    from hydra._internal.utils import get_args
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parser = OverridesParser.create()
-    faults, choices, values = [], [], []
-    for text in (argument for argument in arguments if not argument.startswith("-")):
+    faults: list[str] = []
+    choices: list[Override] = []
+    values: list[Override] = []
+    for text in get_args(arguments).overrides:
         try:
             override = parser.parse_override(text)
         except HydraException:
             faults.append(f"{text!r} is not of the form key=value or group=choice")
             continue
         (choices if (CONF / str(override.key_or_group)).is_dir() else values).append(override)
-    good = []
-    for override in choices:
-        fault = choice_fault(override)
-        faults.append(fault) if fault else good.append(str(override.input_line))
-    for override in values:
-        fault = value_fault(override, good, config_name)
-        if fault:
-            faults.append(fault)
+    wrong = {override.key_or_group: fault for override in choices if (fault := choice_fault(override))}
+    good = [str(override.input_line) for override in choices if override.key_or_group not in wrong]
+    faults += wrong.values()
+    faults += [fault for override in values if (fault := value_fault(override, good, config_name))]
     return "\n".join(faults) or None
 
 
@@ -112,6 +127,7 @@ def keys(config: DictConfig, prefix: str = "") -> Iterable[str]:
 
 def near(word: str, known: Iterable[str]) -> str:
     known = list(known)
+    known = sorted(set(known))
     found = get_close_matches(word, known, n=3, cutoff=0.5)
     tail = word.rsplit(".", 1)[-1]
     found += [key for key in known if key.rsplit(".", 1)[-1] == tail and key not in found][:3]

@@ -160,7 +160,7 @@ def overridden(saved: DictConfig, wanted: DictConfig) -> DictConfig:
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Rebuilds the run from its folder and judges it; the figures go to its `evaluations` folder."""
-    from fer_lab.tracking import find_run
+    from fer_lab.tracking.find import find_run
 
     folder = find_run(cfg.run, Path(cfg.runs_dir), cfg.tracking.uri)
     if not (folder / "best.pt").exists() or not (folder / "config.yaml").exists():

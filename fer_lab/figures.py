@@ -44,17 +44,18 @@ def curves(history: History, best: int | None = None) -> Figure:
     named = _train_and_validation(history)
     best = _best_epoch(named) if best is None else best
     figure = _figure(10, 4, _curves_title(named, best))
-    for place, (measure, unit) in enumerate((("loss", "loss (nats)"), ("accuracy", "accuracy"))):
-        axes = _quiet(figure.add_subplot(1, 2, place + 1), "epoch", unit)
+    units = {"loss": "loss (nats)", "accuracy": "accuracy"}
+    measures = [measure for measure in units if any(measure in name for name in named)]
+    for place, measure in enumerate(measures):
+        axes = _quiet(figure.add_subplot(1, len(measures), place + 1), "epoch", units[measure])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         for part, colour in (("train", BLUE), ("validation", RED)):
             _curve(axes, named.get((part, measure), []), part, colour, best)
         if measure == "accuracy":
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-        if best is not None and axes.lines:
+        if best is not None:
             axes.axvline(best, color=GREY, linewidth=1, zorder=0, label=f"best epoch ({best:g})")
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False)
+        axes.legend(frameon=False)
     return figure
 
 
@@ -66,11 +67,10 @@ def confusion_matrix(counts: ArrayLike, classes: Sequence[str], title: str | Non
     side = 0.8 * len(classes)
     figure = _figure(side + 2.7, side + 1.4, title or _confusion_title(counts, classes))
     axes = figure.add_subplot()
-    shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=1.6)  # darker blues would hide the text
     for (row, column), count in np.ndenumerate(counts):
         percent = f"{share[row, column]:.0%}" if support[row] else "–"
-        colour = "white" if share[row, column] > 0.65 else INK
-        axes.text(column, row, f"{percent}\n{count}", ha="center", va="center", color=colour, fontsize=9)
+        axes.text(column, row, f"{percent}\n{count}", ha="center", va="center", color="black", fontsize=9)
     slant = 35 if max(map(len, classes)) > 9 or len(classes) > 8 else 0
     axes.set_xticks(range(len(classes)), classes, rotation=slant, ha="right" if slant else "center")
     axes.set_yticks(range(len(classes)), classes)
@@ -81,6 +81,7 @@ def confusion_matrix(counts: ArrayLike, classes: Sequence[str], title: str | Non
         shown, ax=axes, shrink=0.6, format=PercentFormatter(1), label="share of the true class"
     )
     bar.outline.set_visible(False)
+    bar.ax.set_ylim(0, 1)
     return figure
 
 
@@ -110,17 +111,18 @@ def face_sheet(
     """A sheet of small faces, each under its title.
 
     `images` (N, C, H, W), C 1 or 3, uint8 or float in 0..1 (what the net gets before mean and deviation).
-    `titles` of up to 18 characters a line, two lines at most.
+    `titles` of up to 18 characters a line.
     """
     pictures = _pictures(images)
     columns = max(1, min(columns, len(pictures)))
     rows = math.ceil(len(pictures) / columns)
     size = f"{pictures.shape[2]}×{pictures.shape[1]}"
-    title = title or f"{len(pictures)} faces of {size} pixels"
-    figure = _figure(max(4.5, columns * 1.2 + 0.2), rows * 1.4 + 0.6, title)
-    axes = _canvas(figure, (1, 1, 1), columns * 1.08, rows * 1.26)
+    gap = 0.1 + 0.13 * max((text.count("\n") + 1 for text in titles), default=1)
+    title = title or f"Faces of {size} pixels"
+    figure = _figure(max(4.5, columns * 1.2 + 0.2), rows * (1.15 + gap) + 0.6, title)
+    axes = _canvas(figure, (1, 1, 1), columns * 1.08, rows * (1.04 + gap))
     for place, (picture, text) in enumerate(zip(pictures, titles, strict=True)):
-        x, y = place % columns * 1.08 + 0.04, place // columns * 1.26 + 0.22
+        x, y = place % columns * 1.08 + 0.04, place // columns * (1.04 + gap) + gap
         _draw(axes, picture, x, y)
         axes.text(x + 0.5, y - 0.04, text, ha="center", va="bottom", fontsize=8, color=INK)
     return figure
@@ -173,11 +175,22 @@ def reliability(confidences: ArrayLike, correct: ArrayLike) -> Figure:
     _quiet(upper, "", "accuracy")
     upper.plot([0, 1], [0, 1], color=GREY, linewidth=1, label="confidence = accuracy")
     upper.vlines(confidence, confidence, accuracy, color=RED, linewidth=1.5, label="gap")
-    upper.plot(confidence, accuracy, "o", color=BLUE, label=f"mean of a bin of 1/{BINS}")
+    upper.plot(
+        confidence, accuracy, "o", color=BLUE, clip_on=False, zorder=3, label=f"mean of a bin of 1/{BINS}"
+    )
     upper.set(xlim=(0, 1.01), ylim=(0, 1.02))
-    upper.legend(frameon=False, loc="upper left")
+    upper.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=3,
+        frameon=False,
+        borderaxespad=0,
+        fontsize=9,
+        columnspacing=1,
+    )
     _quiet(lower, "confidence (probability of the predicted class)", "faces")
     lower.bar((np.arange(BINS) + 0.5) / BINS, count, 0.9 / BINS, color=BLUE)
+    lower.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     for axis in (upper.xaxis, upper.yaxis, lower.xaxis):
         axis.set_major_formatter(PercentFormatter(1))
     return figure

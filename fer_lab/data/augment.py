@@ -15,6 +15,10 @@ from fer_lab.data.faces import DataError
 
 PADDINGS = ("border", "reflection", "zeros")
 TEST_VIEWS = ("none", "flip", "five", "ten")
+UNIT_SETTINGS = (
+    *("flip", "rotation_probability", "shift_probability", "zoom_probability"),
+    *("erasing", "erasing_fill", "brightness", "contrast"),
+)
 
 
 class Draws(NamedTuple):
@@ -77,28 +81,23 @@ class Augment:
         self._check()
 
     def _check(self) -> None:
-        unit = "flip rotation_probability shift_probability zoom_probability erasing erasing_fill brightness contrast"
-        wrong = [
-            f"{name}={getattr(self, name)} (0..1)"
-            for name in unit.split()
-            if not 0 <= getattr(self, name) <= 1
-        ]
-        wrong += [
-            f"{name}={getattr(self, name)} (>= 0)"
-            for name in ("rotation", "mixup")
-            if getattr(self, name) < 0
-        ]
-        wrong += [f"shift={self.shift} (0 to below 1)"] if not 0 <= self.shift < 1 else []
-        wrong += [f"zoom={self.zoom} (0 < low <= high)"] if not 0 < self.zoom[0] <= self.zoom[1] else []
-        low, high = self.erasing_area
-        wrong += [f"erasing_area={low, high} (0 < low <= high <= 1)"] if not 0 < low <= high <= 1 else []
-        wrong += (
-            [f"crop={self.crop} (a side in pixels or null)"]
-            if self.crop is not None and self.crop < 1
-            else []
+        fine = {name: (0 <= getattr(self, name) <= 1, "a number in 0..1") for name in UNIT_SETTINGS}
+        fine["rotation"] = (0 <= self.rotation <= 180, "degrees in 0..180")
+        fine["shift"] = (0 <= self.shift < 1, "a fraction of the side, below 1")
+        fine["zoom"] = (0 < self.zoom[0] <= self.zoom[1], "0 < low <= high")
+        fine["erasing_area"] = (0 < self.erasing_area[0] <= self.erasing_area[1] <= 1, "0 < low <= high <= 1")
+        fine["mixup"] = (self.mixup >= 0, "0 or more")
+        fine["crop"] = (self.crop is None or self.crop >= 1, "a side in pixels or null")
+        fine["views"] = (
+            self.views is None or (self.views >= 1 and not self.mixup),
+            "1 or more (without mixup) or null",
         )
-        wrong += [f"views={self.views} (>= 1 or null)"] if self.views is not None and self.views < 1 else []
-        wrong += [f"padding={self.padding} ({'|'.join(PADDINGS)})"] if self.padding not in PADDINGS else []
+        fine["padding"] = (self.padding in PADDINGS, " or ".join(PADDINGS))
+        wrong = [
+            f"{name}={getattr(self, name)} (expected {what})"
+            for name, (is_fine, what) in fine.items()
+            if not is_fine
+        ]
         if wrong:
             raise DataError(f"augment: {'; '.join(wrong)}")
 
@@ -179,7 +178,9 @@ class Augment:
         if kind in ("five", "ten"):
             corners = [(0, 0), (0, room), (room, 0), (room, room), *corners]
         whole = [images, images.flip(-1)] if kind in ("flip", "ten") else [images]
-        return unit_range(torch.stack([faces[..., y : y + side, x : x + side] for faces in whole for y, x in corners]))
+        return unit_range(
+            torch.stack([faces[..., y : y + side, x : x + side] for faces in whole for y, x in corners])
+        )
 
     def _side(self, images: Tensor) -> int:
         height, width = images.shape[-2:]

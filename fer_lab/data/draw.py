@@ -8,15 +8,15 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fer_lab.data import portrait
-from fer_lab.data.faces import EXPRESSIONS, DataError
+from fer_lab.data.faces import EXPRESSIONS, DataError, expression
 
 MARK = "Drawn by fer_lab; no photograph of anybody."
 JAFFE_COUNTS = {"NE": 30, "HA": 31, "SA": 31, "SU": 30, "AN": 30, "DI": 29, "FE": 32}
@@ -40,9 +40,7 @@ class Portrait(NamedTuple):
     arousal: float
 
 
-def draw(
-    seed: int, person: int, position: int, expression: str, size: int = 48, channels: int = 1
-) -> Portrait:
+def draw(seed: int, person: int, position: int, shown: str, size: int = 48, channels: int = 1) -> Portrait:
     """The face at `position` of the drawn world `seed`; the same arguments give the same pixels.
 
     Some faces are shown so faintly (`intensity` towards 0) that nobody could be sure.
@@ -50,9 +48,9 @@ def draw(
     random = np.random.default_rng((seed, 1, position))
     who = portrait.identity(np.random.default_rng((seed, 0, person)))
     intensity = 0.35 + 0.65 * float(random.beta(2.0, 1.0))
-    shown = portrait.look(expression, intensity, random)
-    pixels = portrait.render(who, shown, portrait.view(random), size, channels, random)
-    return Portrait(pixels, expression, intensity, shown.valence, shown.arousal)
+    look = portrait.look(shown, intensity, random)
+    pixels = portrait.render(who, look, portrait.view(random), size, channels, random)
+    return Portrait(pixels, shown, intensity, look.valence, look.arousal)
 
 
 def write_jaffe(root: str | Path, seed: int = 0) -> Path:
@@ -66,15 +64,18 @@ def write_jaffe(root: str | Path, seed: int = 0) -> Path:
     folder = _own(root)
     palette = np.repeat(np.arange(255, -1, -1, dtype=np.uint16)[None] * 257, 3, axis=0)
     for subject, code, name, serial in _jaffe_names():
-        expression = _jaffe_expression(code)
-        pixels = draw(seed, JAFFE_ORDER.index(subject), serial, expression, 256).pixels
+        pixels = draw(seed, JAFFE_ORDER.index(subject), serial, expression(code), 256).pixels
         path = folder / f"{name}.tiff"
+        plain: dict[str, Any] = {
+            "byteorder": ">",
+            "photometric": "minisblack",
+            "software": False,
+            "metadata": None,
+        }
         if subject == "KM" or name == "KA.AN1.39":
-            tifffile.imwrite(
-                path, 255 - pixels, byteorder="<", photometric="palette", colormap=palette, software=False
-            )
-        else:
-            tifffile.imwrite(path, pixels, byteorder=">", photometric="minisblack", software=False)
+            plain.update(byteorder="<", photometric="palette", colormap=palette)
+            pixels = 255 - pixels
+        tifffile.imwrite(path, pixels, **plain)
     (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
     return folder
 
@@ -137,10 +138,10 @@ def write_folder(
     number = 0
     for split, count in counts.items():
         for turn in range(count):
-            expression = classes[turn % len(classes)]
-            face = draw(seed, number // 4, number, expression, size, channels=3)
+            shown = classes[turn % len(classes)]
+            face = draw(seed, number // 4, number, shown, size, channels=3)
             name = f"person{number // 4}_{number}{suffixes[number % len(suffixes)]}"
-            _save(folder / split / expression / name, face)
+            _save(folder / split / shown / name, face)
             number += 1
     return folder
 
@@ -171,22 +172,17 @@ def _jaffe_names() -> Iterator[tuple[str, str, str, int]]:
                 yield subject, code, f"{subject}.{code}{digit}.{serial}", serial
 
 
-def _jaffe_expression(code: str) -> str:
-    return {"NE": "neutral", "HA": "happiness", "SA": "sadness", "SU": "surprise",
-            "FE": "fear", "DI": "disgust", "AN": "anger"}[code]  # fmt: skip
-
-
 def _fer2013_faces(counts: Mapping[str, int], seed: int) -> Iterator[tuple[str, int, int, Portrait]]:
-    canonical = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
     position = 0
     for usage, count in counts.items():
         for turn in range(count):
-            label = turn % len(canonical)
-            yield usage, label, turn // len(canonical), draw(seed, position, position, canonical[label])
+            label = turn % len(FER2013_NAMES)
+            face = draw(seed, position, position, expression(FER2013_NAMES[label]))
+            yield usage, label, turn // len(FER2013_NAMES), face
             position += 1
 
 
-def _write_rows(path: Path, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     with path.open("w", encoding="ascii", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)

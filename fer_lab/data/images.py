@@ -13,7 +13,22 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 DECODER_VERSION = 1
 """Raise it when the same bytes give other pixels: every cache is then rebuilt."""
 
-SUFFIXES = frozenset(".jpg .jpeg .jpe .png .tif .tiff .bmp .gif .webp .pgm .ppm .pnm .jp2 .avif".split())
+SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".png",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".gif",
+    ".webp",
+    ".pgm",
+    ".ppm",
+    ".pnm",
+    ".jp2",
+    ".avif",
+)
 FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF")
 """What is tried. Not EPS and its like: opening those runs other programs."""
 
@@ -25,7 +40,15 @@ BACKDROP = 128
 """Mid grey, on which transparent pictures are laid."""
 
 DEEP_RANGES = (2**8 - 1, 2**10 - 1, 2**12 - 1, 2**14 - 1, 2**16 - 1)
-TRUNCATION = ("truncated", "not processed", "unexpected end", "broken data stream", "not enough", "eof", "buffer")
+TRUNCATION = (
+    "truncated",
+    "not processed",
+    "unexpected end",
+    "broken data stream",
+    "not enough",
+    "eof",
+    "buffer",
+)
 
 
 class BadImage(ValueError):
@@ -51,7 +74,16 @@ def decode(data: bytes, name: str) -> NDArray[np.uint8]:
         raise BadImage("truncated" if data.startswith(MAGIC) else "not an image") from error
     except Image.DecompressionBombError as error:
         raise BadImage(f"too large (more than {PIXEL_LIMIT:,} pixels)") from error
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error) as error:
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        IndexError,
+        KeyError,
+        TypeError,
+        struct.error,
+    ) as error:
         text = str(error).lower()
         reason = "truncated" if any(word in text for word in TRUNCATION) else f"damaged ({error or name})"
         raise BadImage(reason) from error
@@ -133,6 +165,6 @@ def _eight_bits(values: NDArray[np.float64]) -> NDArray[np.uint8]:
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high) and low >= 0 and high <= DEEP_RANGES[-1]):
         raise BadImage(f"values {low:g} to {high:g} are outside 0 to {DEEP_RANGES[-1]}")
-    whole = (1.0,) if high <= 1 and (values % 1).any() else DEEP_RANGES
-    top = next(limit for limit in whole if high <= limit)
+    fractions = high <= 1 and bool((values % 1).any())
+    top = 1 if fractions else next(limit for limit in DEEP_RANGES if high <= limit)
     return np.rint(values * (255 / top)).astype(np.uint8)

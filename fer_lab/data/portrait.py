@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 DRAWER_VERSION = 1
 """Raise it when the same seed draws other pixels: caches of drawn data are then rebuilt."""
 
-Field = NDArray[np.float32]
+Field = NDArray[np.floating]
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -206,7 +206,9 @@ def _head(easel: _Easel, who: Identity) -> None:
     easel.paint(easel.cover(long_hair), who.hair)
     easel.paint(easel.ellipse(u, v - 1.35, 0.95, 0.55), who.clothes)
     easel.paint(easel.cover(np.maximum(across - 0.26, np.abs(v - 0.65) - 0.3)), _shade(who.skin, 0.75))
-    easel.paint(easel.ellipse(across - who.width, v - who.eye_level - 0.1, 0.07, 0.13), _shade(who.skin, 0.85))
+    easel.paint(
+        easel.ellipse(across - who.width, v - who.eye_level - 0.1, 0.07, 0.13), _shade(who.skin, 0.85)
+    )
     narrowing = 1 - who.jaw * np.maximum(v, 0) ** 2
     face = easel.ellipse(u / narrowing, v, who.width, who.height)
     easel.paint(face, who.skin)
@@ -246,7 +248,9 @@ def _nose(easel: _Easel, who: Identity, shown: Look) -> None:
     u, v = easel.inner, easel.v
     ridge = np.maximum(np.abs(u - 0.045) - 0.015, np.abs(v - who.eye_level - who.nose / 2) - who.nose / 2)
     easel.paint(0.5 * easel.cover(ridge), _shade(who.skin, 0.7))
-    easel.paint(easel.ellipse(easel.across - 0.06, v - tip, 0.035 + 0.012 * wrinkle, 0.02), _shade(who.skin, 0.4))
+    easel.paint(
+        easel.ellipse(easel.across - 0.06, v - tip, 0.035 + 0.012 * wrinkle, 0.02), _shade(who.skin, 0.4)
+    )
     if wrinkle > 0.05:
         band = np.exp(-((u / 0.11) ** 2) - ((v - who.eye_level - 0.06) / 0.09) ** 2)
         stripes = 0.5 + 0.5 * np.cos((v - who.eye_level) * 75)

@@ -63,5 +63,7 @@ def _checked_server(uri: str) -> str:
     except ValueError:
         usable = False
     if not usable:
-        raise TrackingError(f"tracking.uri={redacted(uri)} has no host or a wrong port; give http://host:port")
+        raise TrackingError(
+            f"tracking.uri={redacted(uri)} has no host or a wrong port; give http://host:port"
+        )
     return uri.rstrip("/")

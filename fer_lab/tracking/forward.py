@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from fer_lab.tracking.address import redacted, tracking_uri
 from fer_lab.tracking.record import SPOOL, RunRecord, reconcile, run_folders
-from fer_lab.tracking.store import Refused, Sender, forwarded
+from fer_lab.tracking.store import Refused, Sender, first_line, forwarded
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,9 @@ def tracked(record: RunRecord, uri: str, experiment: str) -> Iterator[Forwarder]
     try:
         yield forwarder
     except BaseException as error:
-        record.close("failed" if isinstance(error, Exception) else "killed", f"{type(error).__name__}: {error}")
+        record.close(
+            "failed" if isinstance(error, Exception) else "killed", f"{type(error).__name__}: {error}"
+        )
         raise
     else:
         record.close("finished")
@@ -75,7 +77,9 @@ class Forwarder(threading.Thread):
         except Refused as refusal:
             log.warning("%s; training goes on, the record is kept in %s", refusal, self.sender.folder)
         except Exception:
-            log.exception("run %s is no longer forwarded to MLflow; its record is complete", self.sender.folder)
+            log.exception(
+                "run %s is no longer forwarded to MLflow; its record is complete", self.sender.folder
+            )
 
     def _forward(self) -> None:
         wait, neighbours = POLL_SECONDS, True
@@ -114,10 +118,9 @@ class Forwarder(threading.Thread):
 
     def _silent(self, error: Exception) -> None:
         if self.reachable is not False:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             log.warning(
                 "tracking store %s does not answer (%s); training goes on, the record is kept in %s",
-                redacted(self.sender.uri), reason, self.sender.folder,
+                redacted(self.sender.uri), first_line(error), self.sender.folder,
             )  # fmt: skip
         self.reachable = False
 
@@ -142,12 +145,13 @@ class Forwarder(threading.Thread):
 
 
 class Report(NamedTuple):
-    """What `sync_run` did with one run: events sent, events left, and why they were."""
+    """What `sync_run` did with one run: events sent, events left and why, and whether the store answered."""
 
     name: str
     sent: int
     left: int
     reason: str = ""
+    answered: bool = True
 
 
 def sync_run(folder: Path, uri: str, experiment: str = "") -> Report:
@@ -163,7 +167,7 @@ def sync_run(folder: Path, uri: str, experiment: str = "") -> Report:
         return Report(record.name, 0, before, f"being forwarded by {record.owner}")
     except Exception as error:
         left = sender.pending()
-        return Report(record.name, before - left, left, (str(error).splitlines() or [repr(error)])[0][:300])
+        return Report(record.name, before - left, left, first_line(error), isinstance(error, Refused))
     return Report(record.name, before, 0)
 
 
@@ -178,11 +182,12 @@ def sync(runs_dir: str | Path, uri: str | None = None) -> list[Report]:
         if not _owes(folder, target):
             continue
         if target in silent:
-            reports.append(Report(folder.name, 0, Sender(folder, target, "").pending(), silent[target]))
-            continue
-        reports.append(sync_run(folder, target))
-        if reports[-1].left and not reports[-1].sent:
-            silent[target] = reports[-1].reason
+            report = Report(folder.name, 0, Sender(folder, target, "").pending(), silent[target], False)
+        else:
+            report = sync_run(folder, target)
+        if not report.answered:
+            silent[target] = report.reason
+        reports.append(report)
     return reports
 
 

@@ -78,8 +78,6 @@ class RunRecord:
 
     def start(self, uri: str = "", experiment: str = "") -> None:
         """Say that this process now trains the run and where its record belongs."""
-        if not self.id:
-            self._append("run", id=uuid.uuid4().hex, name=self.name, signature=self.signature)
         owner = f"pid {os.getpid()} on host {platform.node()}"
         self._append("state", state="running", owner=owner, uri=uri, experiment=experiment)
 
@@ -117,9 +115,7 @@ class RunRecord:
         self, name: str, digest: str, context: str, counts: Mapping[str, int], source: str = ""
     ) -> None:
         """The data that went in: `context` is train, validation or test, `counts` the faces of each class."""
-        self._append(
-            "dataset", name=name, digest=digest, context=context, counts=dict(counts), source=source
-        )
+        self._append("dataset", name=name, digest=digest, context=context, counts=dict(counts), source=source)
 
     def close(self, state: State, reason: str = "") -> None:
         """Write the state the run ended in; nothing happens if it has ended already."""
@@ -157,6 +153,8 @@ class RunRecord:
                 self._steps.update(dict.fromkeys(event["values"], event["step"]))
 
     def _append(self, kind: str, **fields: Any) -> None:
+        if not self.id and kind != "run":
+            self._append("run", id=uuid.uuid4().hex, name=self.name, signature=self.signature)
         event = {"event": kind, "time": time.time_ns() // 1_000_000, **fields}
         if self._lock is None or not self._lock.is_locked:
             raise RuntimeError(f"{self.folder} is open for reading; write to it through open_run()")
@@ -166,7 +164,9 @@ class RunRecord:
                     self._file = _open_whole(self.folder / SPOOL)
                 _write_whole(self._file, json.dumps(event).encode() + b"\n")
             except OSError as error:  # a full disk is no reason to lose the training
-                self._complain(f"{self.folder / SPOOL} cannot be written ({error}); its record has a gap here")
+                self._complain(
+                    f"{self.folder / SPOOL} cannot be written ({error}); its record has a gap here"
+                )
         self._remember(event)
 
     def _complain(self, message: str) -> None:
@@ -194,7 +194,9 @@ def open_run(runs_dir: str | Path, name: str, signature: str | None = None) -> R
             "wait for it, stop it, or give this run another name or seed"
         ) from None
     except OSError as error:
-        raise TrackingError(f"{folder} cannot be written ({error}); choose another folder for runs") from error
+        raise TrackingError(
+            f"{folder} cannot be written ({error}); choose another folder for runs"
+        ) from error
     record = RunRecord(folder, lock)
     if signature is not None and record.id and record.signature != signature:
         record.release()

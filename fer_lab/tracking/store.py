@@ -121,6 +121,12 @@ class Sender:
     def pending(self) -> int:
         return sum(1 for _ in read_events(self.folder, self.offset))
 
+    def pending_bytes(self) -> int:
+        """Size of the files that are still to be sent."""
+        events = (event for event, _ in read_events(self.folder, self.offset) if event["event"] == "artifact")
+        files = (self.folder / event["path"] for event in events)
+        return sum(file.stat().st_size for file in files if file.is_file())
+
     def send(self) -> int:
         """Send all events there are; returns their number. Raises Refused, or whatever a dead store causes."""
         events = list(read_events(self.folder, self.offset))
@@ -134,7 +140,7 @@ class Sender:
                 self._note(group[-1][1])
             self._doubtful = False
         except BaseException:
-            self._doubtful = True
+            self._doubtful, self._connection = True, None
             raise
         return len(events)
 
@@ -159,7 +165,10 @@ class Sender:
             return
         self.record = RunRecord(self.folder)
         found = self._client.search_runs(
-            [self._connection.experiment_id], f"tags.`fer.id` = '{self.record.id}'", run_view_type=3, max_results=1
+            [self._connection.experiment_id],
+            f"tags.`fer.id` = '{self.record.id}'",
+            run_view_type=3,
+            max_results=1,
         )
         if found and found[0].info.lifecycle_stage != "active":
             raise Refused(
@@ -189,7 +198,12 @@ class Sender:
             if self._client.get_run(self.run_id).info.lifecycle_stage != "active":
                 raise
             if len(events) == 1:
-                log.warning("MLflow refuses a part of run %s, kept in %s: %s", self.record.name, self.folder, _line(error))
+                log.warning(
+                    "MLflow refuses a part of run %s, kept in %s: %s",
+                    self.record.name,
+                    self.folder,
+                    first_line(error),
+                )
                 return
             for event in events:
                 self._send_group([event])
@@ -208,8 +222,12 @@ class Sender:
     def _send_numbers(self, events: list[Event]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        params = {_key(k): str(v)[:6000] for e in events if e["event"] == "params" for k, v in e["values"].items()}
-        tags = {_key(k): str(v)[:8000] for e in events if e["event"] == "tags" for k, v in e["values"].items()}
+        params = {
+            _key(k): str(v)[:6000] for e in events if e["event"] == "params" for k, v in e["values"].items()
+        }
+        tags = {
+            _key(k): str(v)[:8000] for e in events if e["event"] == "tags" for k, v in e["values"].items()
+        }
         metrics = [
             Metric(_key(key), float(value), event["time"], event["step"])
             for event in events
@@ -283,7 +301,7 @@ def _key(name: str) -> str:
     return posixpath.normpath(re.sub(r"[^\w\-./: ]", "_", name)).lstrip("/.")[:250]
 
 
-def _line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 

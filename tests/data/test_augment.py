@@ -132,14 +132,16 @@ def test_the_same_seed_gives_the_same_views_and_a_fixed_view_does_not_depend_on_
     assert torch.equal(Augment(rotation=10).draw(6, generator()).angle, augment.draw(6, generator()).angle)
 
 
-@pytest.mark.parametrize("settings", [{}, {"flip": 0.5}, STANDARD, {**STANDARD, "brightness": 0.5, "contrast": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"flip": 0.5}, STANDARD, {**STANDARD, "brightness": 0.5, "contrast": 0.5}], ids=str
+)
 @pytest.mark.parametrize("as_float", [False, True])
 def test_result_is_float_in_the_unit_range_and_the_input_is_left_alone(settings, as_float):
     images = faces() / 255 if as_float else faces()
     before = copy.deepcopy(images)
     augment = Augment(**settings)
     result = augment.apply(images, augment.draw(len(images), generator()))
-    assert result.dtype == torch.float32 and 0 <= float(result.min()) and float(result.max()) <= 1 + 1e-6
+    assert result.dtype == torch.float32 and float(result.min()) >= 0 and float(result.max()) <= 1 + 1e-6
     assert torch.equal(images, before)
     if not settings:
         torch.testing.assert_close(result, faces() / 255)
@@ -247,9 +249,29 @@ def test_identity_is_the_default_alone(settings):
 
 def test_all_wrong_settings_are_named_at_once():
     with pytest.raises(DataError) as error:
-        Augment(flip=1.5, rotation=-1, shift=1, zoom=(1.2, 0.9), crop=0, erasing_area=(0.3, 1.2), views=0, padding="wrap")
-    for part in ("flip=1.5", "rotation=-1", "shift=1", "zoom=(1.2, 0.9)", "crop=0", "1.2)", "views=0", "border|reflection"):
+        Augment(
+            flip=1.5,
+            rotation=-1,
+            shift=1,
+            zoom=(1.2, 0.9),
+            crop=0,
+            erasing_area=(0.3, 1.2),
+            views=0,
+            padding="wrap",
+        )
+    for part in (
+        "flip=1.5",
+        "rotation=-1",
+        "shift=1",
+        "zoom=(1.2, 0.9)",
+        "crop=0",
+        "1.2)",
+        "views=0",
+        "padding=wrap (expected border or",
+    ):
         assert part in str(error.value)
+    with pytest.raises(DataError, match=r"views=3 \(expected 1 or more \(without mixup\)"):
+        Augment(views=3, mixup=1.0)
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 32, 32), (2, 1, 48, 40)])

@@ -1,0 +1,72 @@
+"""From whatever a user calls a run to its folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+from fer_lab.tracking.address import redacted
+from fer_lab.tracking.record import SPOOL, TrackingError, run_folders
+from fer_lab.tracking.store import FORWARDED, first_line, forwarded, open_client
+
+
+def find_run(spec: str, runs_dir: str | Path, uri: str) -> Path:
+    """The folder of a run, given as folder name or its unique beginning, path, MLflow run id or `runs:/ID`.
+
+    A run that only MLflow holds is downloaded into `runs_dir`. Raises TrackingError that lists near names.
+    """
+    runs_dir = Path(runs_dir)
+    wanted = spec.strip().removeprefix("runs:/").rstrip("/")
+    for folder in (Path(wanted), runs_dir / wanted):
+        if wanted and ((folder / SPOOL).exists() or (folder / "config.yaml").exists()):
+            return folder
+    folders = run_folders(runs_dir)
+    matches = [folder for folder in folders if wanted and folder.name.startswith(wanted)]
+    matches = matches or [folder for folder in folders if wanted in _mlflow_ids(folder)]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        names = ", ".join(folder.name for folder in matches[-8:])
+        raise TrackingError(
+            f"run={spec} fits {len(matches)} runs in {runs_dir}: {names}; type more of the name"
+        )
+    if re.fullmatch(r"[0-9a-f]{32}", wanted):
+        return _download(wanted, runs_dir, uri)
+    raise TrackingError(f"run={spec} is not in {runs_dir}, and is no MLflow run id; {_hint(wanted, folders)}")
+
+
+def _mlflow_ids(folder: Path) -> Iterator[str]:
+    return (entry.get("run_id", "") for entry in forwarded(folder).values())
+
+
+def _hint(wanted: str, folders: list[Path]) -> str:
+    names = [folder.name for folder in folders]
+    if not names:
+        return "no run is there yet; `python -m fer_lab.train` makes one"
+    near = get_close_matches(wanted, names, n=3)
+    return f"did you mean {', '.join(near)}?" if near else f"the latest are {', '.join(names[-5:][::-1])}"
+
+
+def _download(run_id: str, runs_dir: Path, uri: str) -> Path:
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=runs_dir) as work:
+        try:
+            client = open_client(uri)
+            run = client.get_run(run_id)
+            client.download_artifacts(run_id, "", work)
+        except Exception as error:
+            raise TrackingError(
+                f"run={run_id} is not in {runs_dir} and cannot be had from {redacted(uri)}: {first_line(error)}"
+            ) from error
+        (Path(work) / FORWARDED).write_text(json.dumps({redacted(uri): {"run_id": run_id}}))
+        name = run.data.tags.get("fer.run") or run.info.run_name or run_id
+        folder = runs_dir / re.sub(r"[^\w.=,+@ -]", "_", name)
+        if folder.exists():
+            folder = runs_dir / f"{folder.name}-{run_id[:8]}"
+        shutil.copytree(work, folder)
+    return folder
