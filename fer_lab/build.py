@@ -81,6 +81,7 @@ def build_module(cfg: DictConfig, data: FaceData, weights: str | None) -> FerMod
     import numpy as np
     import pytorch_lightning as pl
 
+    from fer_lab.evaluation.metrics import quick_metrics
     from fer_lab.learning.module import FerModule
     from fer_lab.models.preprocess import Preprocess
     from fer_lab.models.weights import freeze, load_weights
@@ -96,6 +97,7 @@ def build_module(cfg: DictConfig, data: FaceData, weights: str | None) -> FerMod
         task=task,
         preprocess=Preprocess(cfg.model.channels, cfg.model.mean, cfg.model.std),
         optimizer=instantiate(cfg.optimizer),
+        scores=quick_metrics,
         scheduler=instantiate(cfg.scheduler) if "_target_" in cfg.scheduler else None,
         ema=cfg.ema,
         seed=cfg.seed,

@@ -14,7 +14,7 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 
 import hydra
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -33,6 +33,7 @@ def main(task: Callable[[DictConfig], Any], config_name: str) -> None:
 
     def guarded(cfg: DictConfig) -> Any:
         try:
+            refuse_wrong_kinds(cfg, config_name)
             return task(cfg)
         except Exception as error:  # raised again outside Hydra, which would print it in its own words
             failures.append(error)
@@ -48,11 +49,13 @@ def main(task: Callable[[DictConfig], Any], config_name: str) -> None:
 
 def settle(error: BaseException) -> None:
     """Ends the process as the error deserves: our own errors are sentences, the others keep their traceback."""
-    from hydra.errors import InstantiationException
-
-    if isinstance(error, InstantiationException) and error.__cause__ is not None:
-        return settle(error.__cause__)
-    if isinstance(error, UsageError | OmegaConfBaseException):
+    if isinstance(error, InstantiationException):
+        cause = error.__cause__
+        if cause is not None and type(cause).__module__.startswith("fer_lab"):
+            return settle(cause)
+        key = str(error).rpartition("full_key: ")[2]
+        leave(f"{key}: {cause or str(error).splitlines()[0]}; `--help` shows the keys and their values", 2)
+    if isinstance(error, UsageError | OmegaConfBaseException) or type(error).__name__ == "MisconfigurationException":
         leave(str(error), 2)
     if type(error).__module__.startswith("fer_lab"):
         leave(str(error), 2 if isinstance(error, ValueError) else 1)
@@ -62,6 +65,34 @@ def settle(error: BaseException) -> None:
 def leave(message: str, code: int) -> None:
     print(message, file=sys.stderr)
     sys.exit(code)
+
+
+def refuse_wrong_kinds(cfg: DictConfig, config_name: str) -> None:
+    """A word where the config has a number, or a fraction where it has a whole number, is a usage error."""
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = HydraConfig.get().overrides.task
+    groups = [text for text in overrides if (CONF / text.partition("=")[0].lstrip("+~")).is_dir()]
+    if len(groups) == len(overrides):
+        return
+    usual = hydra.compose(config_name, overrides=groups)
+    faults = []
+    for key in (text.partition("=")[0] for text in overrides if text not in groups):
+        before, now = (OmegaConf.select(config, key.lstrip("+~")) for config in (usual, cfg))
+        expected = next((words for kind, words in KINDS if isinstance(before, kind)), None)
+        if expected and now is not None and not fits(before, now):
+            faults.append(f"{key}={now}: expected {expected}, such as {before}")
+    if faults:
+        raise UsageError("\n".join(faults))
+
+
+KINDS = ((bool, "true or false"), (int, "a whole number"), (float, "a number"))
+
+
+def fits(before: bool | int | float, now: Any) -> bool:
+    if isinstance(before, bool) or isinstance(now, bool):
+        return isinstance(before, bool) and isinstance(now, bool)
+    return isinstance(now, int if isinstance(before, int) else (int, float))
 
 
 def explain(arguments: list[str], config_name: str) -> str | None:

@@ -83,20 +83,17 @@ def write(judgement: Judgement, data: FaceData, folder: Path) -> list[Path]:
     import torch
 
     from fer_lab import figures
+    from fer_lab.evaluation.metrics import confusion
 
     usage, classes, found = judgement.usage, judgement.classes, judgement.probabilities
-    predicted = found.argmax(1)
-    counts = torch.zeros(len(classes), len(classes), dtype=torch.long)
-    counts.index_put_((torch.from_numpy(judgement.labels), torch.from_numpy(predicted)), torch.tensor(1), accumulate=True)
-    worst = (found[range(len(found)), predicted] * (predicted != judgement.labels)).argsort()[::-1][:12]
-    pictures = torch.from_numpy(data.cache.images[judgement.rows[worst]])
+    labels, predicted = judgement.labels, found.argmax(1)
+    counts = confusion(torch.from_numpy(found), torch.from_numpy(labels), classes)
+    pictures = data.cache.images[judgement.rows]
     made = {
-        "confusion_matrix": figures.confusion_matrix(counts.numpy(), classes),
+        "confusion_matrix": figures.confusion_matrix(counts, classes),
         "per_class": figures.per_class(judgement.per_class),
-        "calibration": figures.reliability(found.max(1), predicted == judgement.labels),
-        "mistakes": figures.mistakes(
-            pictures, judgement.labels[worst], predicted[worst], found[worst], classes, judgement.inference_ms
-        ),
+        "calibration": figures.reliability(found.max(1), predicted == labels),
+        "mistakes": figures.mistakes(pictures, labels, predicted, found, classes, judgement.inference_ms),
     }
     paths = [figures.save(figure, folder / f"{usage}_{name}.png") for name, figure in made.items()]
     return [*paths, write_scores(judgement, folder), write_predictions(judgement, data, folder)]

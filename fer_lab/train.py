@@ -89,7 +89,7 @@ def describe(record: RunRecord, cfg: DictConfig, data: FaceData) -> None:
     import torch
 
     from fer_lab import figures
-    from fer_lab.data.faces import USAGES
+    from fer_lab.data.faces import USAGES, digest
     from fer_lab.tracking.environment import log_environment
 
     folder = record.folder
@@ -107,7 +107,8 @@ def describe(record: RunRecord, cfg: DictConfig, data: FaceData) -> None:
     for usage in USAGES:
         rows = getattr(data.split, usage)
         if len(rows):
-            record.dataset(data.index.name, data.index.digest[:36], usage, data.index.subset(rows).counts())
+            part = data.index.subset(rows)
+            record.dataset(part.name, digest(part.digest, *part.names)[:36], usage, part.counts())
     log_environment(record, ROOT)
     rows = data.split.train[:: max(1, len(data.split.train) // 32)][:32]
     faces = data.augment.apply(torch.from_numpy(data.cache.images[rows]), data.augment.draw(len(rows), torch.Generator().manual_seed(0)))
@@ -148,7 +149,8 @@ def make_trainer(cfg: DictConfig, record: RunRecord, checkpoints: Any) -> pl.Tra
     from fer_lab.learning.callbacks import OneBar
     from fer_lab.tracking.lightning import RunLogger
 
-    callbacks = [OneBar(cfg.monitor)]
+    quiet()
+    callbacks: list[pl.Callback] = [OneBar(cfg.monitor)]
     if cfg.patience is not None:
         callbacks.append(EarlyStopping(cfg.monitor, mode=cfg.mode, patience=cfg.patience))
     return instantiate(
@@ -160,6 +162,17 @@ def make_trainer(cfg: DictConfig, record: RunRecord, checkpoints: Any) -> pl.Tra
         num_sanity_val_steps=0,
         default_root_dir=str(record.folder),
     )
+
+
+def quiet() -> None:
+    """Lightning's advice is for those who write training loops; its warnings about our own loader do not apply."""
+    import logging
+    import warnings
+
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (".*treespec.*", ".*smaller than the logging interval.*", ".*does not have many workers.*"):
+        warnings.filterwarnings("ignore", message)
 
 
 def run_trainer(

@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _refuse(f"no runs yet in {uri}; `make train` makes the first one")
     if reason := _taken(chosen.host, chosen.port):
         return _refuse(
-            f"port {chosen.port} on {chosen.host} is not free ({reason}); try --port {chosen.port + 1}"
+            f"port {chosen.port} on {chosen.host} is not free ({reason}); try --port {chosen.port % 65535 + 1}"
         )
     if chosen.host not in LOOPBACK:
         print(_warning(chosen.host, chosen.port, chosen.allowed_hosts), file=sys.stderr)
@@ -66,6 +66,8 @@ def _refuse(message: str) -> int:
 
 def _taken(host: str, port: int) -> str:
     """Why the port cannot be listened on, or nothing."""
+    if not 0 < port < 65536:
+        return "ports are 1 to 65535"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -89,7 +91,10 @@ def _warning(host: str, port: int, allowed: str | None) -> str:
 def _command(uri: str, folder: Path, chosen: argparse.Namespace) -> list[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
     command += ["--host", chosen.host, "--port", str(chosen.port)]
-    command += ["--artifacts-destination", str(folder / "mlruns")]  # files of those who log through this server
+    command += [
+        "--artifacts-destination",
+        str(folder / "mlruns"),
+    ]  # files of those who log through this server
     return command + (["--allowed-hosts", chosen.allowed_hosts] if chosen.allowed_hosts else [])
 
 

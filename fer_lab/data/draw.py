@@ -139,7 +139,7 @@ def write_folder(
     for split, count in counts.items():
         for turn in range(count):
             shown = classes[turn % len(classes)]
-            face = draw(seed, number // 4, number, shown, size, channels=3)
+            face = draw(seed, number // 4, number, expression(shown), size, channels=3)
             name = f"person{number // 4}_{number}{suffixes[number % len(suffixes)]}"
             _save(folder / split / shown / name, face)
             number += 1

@@ -6,6 +6,7 @@ fields, so that any size is drawn alike and antialiased.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -155,10 +156,11 @@ def render(
     shown = who.rest.towards(shown, 1.0)
     easel = _Easel(seen, size, channels)
     _head(easel, who)
-    _nose(easel, who, shown)
-    _eyes(easel, who, shown)
-    _brows(easel, who, shown)
-    _mouth(easel, who, shown)
+    level = who.eye_level
+    _nose(easel.band(level - 0.3, level + 0.65), who, shown)
+    _eyes(easel.band(level - 0.2, level + 0.2), who, shown)
+    _brows(easel.band(level - 0.5, level + 0.1), who, shown)
+    _mouth(easel.band(level + 0.2, level + 0.95), who, shown)
     canvas = easel.canvas * (seen.gain * (1 + seen.light_x * easel.u + seen.light_y * easel.v))
     canvas += seen.noise * random.standard_normal(canvas.shape, dtype=np.float32)
     pixels = np.clip(canvas * 255, 0, 255).astype(np.uint8)
@@ -180,6 +182,15 @@ class _Easel:
         self.luma = channels == 1
         shade = seen.background + 0.15 * self.v
         self.canvas: Field = np.broadcast_to(shade, (channels, size, size)).astype(np.float32)
+
+    def band(self, top: float, bottom: float) -> _Easel:
+        """The rows of this easel that a feature between two heights v can touch."""
+        rows = np.flatnonzero(((self.v > top) & (self.v < bottom)).any(axis=1))
+        part = copy(self)
+        cut = slice(rows[0], rows[-1] + 1)
+        part.u, part.v, part.inner, part.across = self.u[cut], self.v[cut], self.inner[cut], self.across[cut]
+        part.canvas = self.canvas[:, cut]
+        return part
 
     def paint(self, cover: Field, colour: tuple[float, float, float] | NDArray[np.float64]) -> None:
         tone = np.array([np.dot(LUMA, colour)]) if self.luma else np.asarray(colour)

@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from fer_lab.learning.module import FerModule
+from fer_lab.learning.module import FerModule, LearningError
 
 
 class Checkpoints(Callback):
@@ -34,12 +34,13 @@ class Checkpoints(Callback):
     def last(self) -> Path:
         return self.folder / "last.ckpt"
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, FerModule)
+        if self.monitor not in pl_module.logged:
+            raise LearningError(f"monitor={self.monitor} is not logged; choices: {', '.join(pl_module.logged)}")
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, FerModule)
-        if self.monitor not in trainer.callback_metrics:
-            raise ValueError(
-                f"monitor={self.monitor} is not logged; choices: {', '.join(sorted(trainer.callback_metrics))}"
-            )
         score = self.sign * float(trainer.callback_metrics[self.monitor])
         if score > self.best_score or self.best_epoch < 0:
             self.best_score, self.best_epoch = score, trainer.current_epoch

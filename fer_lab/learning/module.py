@@ -18,16 +18,22 @@ from fer_lab.learning.tasks import Emotion
 from fer_lab.models.weights import hold_frozen
 
 LossSum = tuple[Tensor, Tensor, int]
+Scores = Callable[[Tensor, Tensor], dict[str, float]]
 
 
 class Diverged(RuntimeError):
     """The loss stopped being a number; the text names the step and the settings that led there."""
 
 
+class LearningError(ValueError):
+    """A setting of the optimizer or the monitor that cannot be; the text names the choices."""
+
+
 class FerModule(pl.LightningModule):
     """Learns `task` with `net`, which has a `backbone` and a `head`.
 
-    `optimizer` takes parameter groups, `scheduler` an optimizer with epochs= and steps_per_epoch=.
+    `optimizer` takes parameter groups, `scheduler` an optimizer with epochs= and steps_per_epoch=, `scores`
+    the logits (N, K) and labels (N,) of a whole validation part.
     With `ema` (decay per step, 0..1) an exponential moving average of the weights is what is validated,
     kept and exported.
     """
@@ -38,13 +44,15 @@ class FerModule(pl.LightningModule):
         task: Emotion,
         preprocess: nn.Module,
         optimizer: Callable[..., Optimizer],
+        scores: Scores,
         scheduler: Callable[..., dict[str, Any]] | None = None,
         ema: float | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.net, self.task, self.preprocess = net, task, preprocess
-        self.make_optimizer, self.make_scheduler, self.seed = optimizer, scheduler, seed
+        self.make_optimizer, self.make_scheduler = optimizer, scheduler
+        self.scores, self.seed = scores, seed
         self.average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
         self.train_sums: list[LossSum] = []
         self.outputs: list[tuple[Tensor, Tensor]] = []
@@ -53,6 +61,12 @@ class FerModule(pl.LightningModule):
     def judged(self) -> nn.Module:
         """The net that is validated, kept and exported."""
         return self.average.module if self.average is not None else self.net
+
+    @property
+    def logged(self) -> tuple[str, ...]:
+        """What an epoch logs, and so what can choose the best one."""
+        names = self.scores(torch.eye(2), torch.arange(2))
+        return ("train/loss", "train/accuracy", "val/loss", *(f"val/{name}" for name in names))
 
     def forward(self, faces: Faces, net: nn.Module | None = None) -> Tensor:
         """Logits (B, K), or (V, B, K) where the images are V test-time views."""
@@ -111,7 +125,7 @@ class FerModule(pl.LightningModule):
         logits, labels = (torch.cat(parts).cpu() for parts in zip(*self.outputs, strict=True))
         self.outputs.clear()
         loss = self.task.loss(logits.to(self.device, torch.float32), labels.to(self.device))
-        scores = self.task.scores(logits.float(), labels)
+        scores = self.scores(logits.float(), labels)
         self.log_dict({"val/loss": float(loss), **{f"val/{name}": value for name, value in scores.items()}})
 
     @torch.inference_mode()
@@ -128,7 +142,10 @@ class FerModule(pl.LightningModule):
         return self
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(parameter_groups(self.net))
+        try:
+            optimizer = self.make_optimizer(parameter_groups(self.net))
+        except ValueError as error:
+            raise LearningError(f"optimizer: {error}") from error
         if self.make_scheduler is None:
             return optimizer
         epochs = self.trainer.max_epochs or 1

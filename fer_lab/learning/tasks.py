@@ -37,12 +37,6 @@ class Emotion(nn.Module):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(logits, labels, weights=self.class_weights, smoothing=self.label_smoothing)
 
-    def scores(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        """Scores of a whole split: accuracy, balanced_accuracy, f1_macro, nll (without smoothing)."""
-        from fer_lab.evaluation.metrics import quick_metrics
-
-        return quick_metrics(logits, labels)
-
     def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Number of right answers in a batch; the larger share counts where labels were mixed."""
         hard = labels if labels.ndim == 1 else labels.argmax(1)

@@ -51,7 +51,7 @@ def _checked_sqlite(uri: str) -> str:
     if path.exists() and path.stat().st_size and path.open("rb").read(15) != b"SQLite format 3":
         raise TrackingError(f"tracking.uri={uri}: {path} is not an SQLite database; name another file")
     writable = path if path.exists() else next(parent for parent in path.parents if parent.exists())
-    if not os.access(writable, os.W_OK):
+    if not os.access(writable, os.W_OK) or (writable != path and not writable.is_dir()):
         raise TrackingError(f"tracking.uri={uri}: {writable} cannot be written; name another file")
     return f"sqlite:///{path.as_posix()}"
 

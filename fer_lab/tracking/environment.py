@@ -25,10 +25,10 @@ PATCH_LIMIT = 5_000_000
 def log_environment(record: RunRecord, repo_root: str | Path) -> None:
     """Tag the run with commit, command, versions and machine; uncommitted changes become code.patch."""
     record.tags(_versions() | _machine() | _command())
-    commit = code_state(Path(repo_root))
-    record.tags(commit.tags)
-    if commit.patch:
-        (record.folder / PATCH).write_bytes(commit.patch)
+    code = CodeState(Path(repo_root))
+    record.tags(code.tags)
+    if code.patch:
+        (record.folder / PATCH).write_bytes(code.patch)
         record.artifact(PATCH)
 
 
@@ -69,10 +69,6 @@ class CodeState:
         if changes is None or len(changes) <= PATCH_LIMIT:
             return changes or b""
         return b"# %d bytes of changes, too many to keep\n" % len(changes)
-
-
-def code_state(root: Path) -> CodeState:
-    return CodeState(root)
 
 
 def _versions() -> dict[str, str]:

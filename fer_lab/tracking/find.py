@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from fer_lab.tracking.address import redacted
+from fer_lab.tracking.address import redacted, tracking_uri
 from fer_lab.tracking.record import SPOOL, TrackingError, run_folders
 from fer_lab.tracking.store import FORWARDED, first_line, forwarded, open_client
 
 
-def find_run(spec: str, runs_dir: str | Path, uri: str) -> Path:
+def find_run(spec: str, runs_dir: str | Path, uri: str | None = None) -> Path:
     """The folder of a run, given as folder name or its unique beginning, path, MLflow run id or `runs:/ID`.
 
     A run that only MLflow holds is downloaded into `runs_dir`. Raises TrackingError that lists near names.
@@ -36,7 +36,7 @@ def find_run(spec: str, runs_dir: str | Path, uri: str) -> Path:
             f"run={spec} fits {len(matches)} runs in {runs_dir}: {names}; type more of the name"
         )
     if re.fullmatch(r"[0-9a-f]{32}", wanted):
-        return _download(wanted, runs_dir, uri)
+        return _download(wanted, runs_dir, tracking_uri(uri))
     raise TrackingError(f"run={spec} is not in {runs_dir}, and is no MLflow run id; {_hint(wanted, folders)}")
 
 

@@ -16,12 +16,13 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from fer_lab.tracking.address import redacted, tracking_uri
-from fer_lab.tracking.record import SPOOL, RunRecord, reconcile, run_folders
-from fer_lab.tracking.store import Refused, Sender, first_line, forwarded
+from fer_lab.tracking.record import RunRecord, reconcile, run_folders
+from fer_lab.tracking.store import Refused, Sender, first_line, owes
 
 log = logging.getLogger(__name__)
 
 LOCK = ".forward.lock"
+EXPERIMENT = "fer_lab"
 POLL_SECONDS = 1.0
 LONGEST_WAIT = 30.0
 PATIENCE = 20.0
@@ -76,6 +77,11 @@ class Forwarder(threading.Thread):
                 self._forward()
         except Refused as refusal:
             log.warning("%s; training goes on, the record is kept in %s", refusal, self.sender.folder)
+        except Timeout:
+            log.warning(
+                "run %s is forwarded by another process; `python -m fer_lab.sync` sends the rest",
+                self.sender.folder,
+            )
         except Exception:
             log.exception(
                 "run %s is no longer forwarded to MLflow; its record is complete", self.sender.folder
@@ -108,18 +114,18 @@ class Forwarder(threading.Thread):
         for folder in run_folders(runs_dir):
             if self._closing.is_set():
                 return
-            if RunRecord(folder).uri == redacted(self.sender.uri) and _owes(folder, self.sender.uri):
+            if owes(folder, self.sender.uri) and RunRecord(folder).uri == redacted(self.sender.uri):
                 sync_run(folder, self.sender.uri)
 
     def _answered(self) -> None:
         if self.reachable is False:
-            log.warning("tracking store %s answers again; the record is sent", redacted(self.sender.uri))
+            log.warning("tracking store %s takes the record again", redacted(self.sender.uri))
         self.reachable = True
 
     def _silent(self, error: Exception) -> None:
         if self.reachable is not False:
             log.warning(
-                "tracking store %s does not answer (%s); training goes on, the record is kept in %s",
+                "tracking store %s does not take the record (%s); training goes on, it is kept in %s",
                 redacted(self.sender.uri), first_line(error), self.sender.folder,
             )  # fmt: skip
         self.reachable = False
@@ -141,7 +147,10 @@ class Forwarder(threading.Thread):
     def _patience(self) -> float:
         if self.reachable is False:
             return PATIENCE_DOWN
-        return PATIENCE + self.sender.pending_bytes() / UPLOAD_RATE
+        local = self.sender.uri.startswith(
+            "sqlite:"
+        )  # it answers, if only after others have made the database
+        return PATIENCE * (4 if local else 1) + self.sender.pending_bytes() / UPLOAD_RATE
 
 
 class Report(NamedTuple):
@@ -157,7 +166,7 @@ class Report(NamedTuple):
 def sync_run(folder: Path, uri: str, experiment: str = "") -> Report:
     """Send what one run owes a store, now and here."""
     record = RunRecord(folder)
-    sender = Sender(folder, uri, experiment or record.experiment)
+    sender = Sender(folder, uri, experiment or record.experiment or EXPERIMENT)
     before = sender.pending()
     try:
         with FileLock(folder / LOCK, timeout=0, thread_local=False):
@@ -179,7 +188,7 @@ def sync(runs_dir: str | Path, uri: str | None = None) -> list[Report]:
     silent: dict[str, str] = {}
     for folder in run_folders(runs_dir):
         target = uri or _address_of(RunRecord(folder))
-        if not _owes(folder, target):
+        if not owes(folder, target):
             continue
         if target in silent:
             report = Report(folder.name, 0, Sender(folder, target, "").pending(), silent[target], False)
@@ -195,8 +204,3 @@ def _address_of(record: RunRecord) -> str:
     """The store a run was meant for; a password, which is never written down, comes from the environment."""
     current = tracking_uri()
     return current if not record.uri or redacted(current) == record.uri else record.uri
-
-
-def _owes(folder: Path, uri: str) -> bool:
-    sent = forwarded(folder).get(redacted(uri), {}).get("offset", 0)
-    return bool(sent != (folder / SPOOL).stat().st_size)

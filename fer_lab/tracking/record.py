@@ -105,9 +105,11 @@ class RunRecord:
 
     def artifact(self, path: str | Path, artifact_folder: str | None = None) -> None:
         """A file or folder inside the run's folder, kept in MLflow under `artifact_folder` (default: as here)."""
-        inside = Path(path)
-        if inside.is_absolute():
-            inside = inside.resolve().relative_to(self.folder.resolve())
+        inside, home = Path(path), self.folder.resolve()
+        if inside.resolve().is_relative_to(home):
+            inside = inside.resolve().relative_to(home)
+        elif inside.is_absolute():
+            raise ValueError(f"{inside} is outside the run's folder {home}; write it there first")
         folder = inside.parent.as_posix() if artifact_folder is None else artifact_folder
         self._append("artifact", path=inside.as_posix(), folder="" if folder == "." else folder)
 
@@ -218,7 +220,7 @@ def reconcile(runs_dir: str | Path) -> list[Path]:
     """Mark as killed every run that says `running` while no process holds it; returns their folders."""
     dead = []
     for folder in run_folders(runs_dir):
-        if RunRecord(folder).state != "running":
+        if _ended(folder) or RunRecord(folder).state != "running":
             continue
         lock = FileLock(folder / LOCK, timeout=0, thread_local=False)
         try:
@@ -246,6 +248,14 @@ def read_events(folder: str | Path, offset: int = 0) -> Iterator[tuple[Event, in
                 return
             offset += len(line)
             yield _parse(line), offset
+
+
+def _ended(folder: Path) -> bool:
+    """Whether the last line is an end; a quick look, since thousands of runs may lie there."""
+    with (folder / SPOOL).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+        lines = file.read().splitlines()
+    return bool(lines) and _parse(lines[-1]).get("state", "running") != "running"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

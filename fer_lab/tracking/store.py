@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from filelock import FileLock
 
 from fer_lab.tracking.address import redacted
-from fer_lab.tracking.record import Event, RunRecord, read_events
+from fer_lab.tracking.record import SPOOL, Event, RunRecord, read_events
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Run
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 FORWARDED = "forwarded.json"
+ALL_RUNS = 3  # mlflow.entities.ViewType.ALL, with the deleted ones
 UPLOAD_SECONDS = "600"
 STATUS = {
     "running": "RUNNING", "finished": "FINISHED", "pruned": "FINISHED",
@@ -116,10 +117,11 @@ class Sender:
         entry = forwarded(self.folder).get(redacted(self.uri), {})
         self.offset: int = entry.get("offset", 0)
         self.run_id: str = entry.get("run_id", "")
+        self.late: list[Event] = entry.get("late", [])
         self._doubtful = True  # the last sending may have arrived without being noted
 
     def pending(self) -> int:
-        return sum(1 for _ in read_events(self.folder, self.offset))
+        return len(self.late) + sum(1 for _ in read_events(self.folder, self.offset))
 
     def pending_bytes(self) -> int:
         """Size of the files that are still to be sent."""
@@ -129,12 +131,14 @@ class Sender:
 
     def send(self) -> int:
         """Send all events there are; returns their number. Raises Refused, or whatever a dead store causes."""
-        events = list(read_events(self.folder, self.offset))
-        if not events:
+        if not owes(self.folder, self.uri):
             return 0
         self._connection = self._connection or connect(self.uri, self.experiment)
         try:
-            self._ensure_run(events[0][0]["time"])
+            self._ensure_run()
+            if self._doubtful:
+                self._send_late_files()
+            events = list(read_events(self.folder, self.offset))
             for group in _groups(events):
                 self._send_group([event for event, _ in group])
                 self._note(group[-1][1])
@@ -151,62 +155,62 @@ class Sender:
 
     def _note(self, offset: int) -> None:
         self.offset = offset
-        entries = forwarded(self.folder) | {
-            redacted(self.uri): {"offset": offset, "run_id": self.run_id, "experiment": self.experiment}
-        }
+        entry = {"run_id": self.run_id, "experiment": self.experiment, "offset": offset, "late": self.late}
         fresh = self.folder / f"{FORWARDED}.new"
-        fresh.write_text(json.dumps(entries, indent=1))
+        fresh.write_text(json.dumps(forwarded(self.folder) | {redacted(self.uri): entry}, indent=1))
         fresh.replace(self.folder / FORWARDED)
 
-    def _ensure_run(self, started: int) -> None:
-        """Open the MLflow run of this folder, or make one; a run that the store has forgotten is sent anew."""
-        assert self._connection is not None
+    def _ensure_run(self) -> None:
+        """Open the MLflow run of this folder, or make one; a run that the store has lost is sent from its start."""
         if self.run_id and not self._doubtful:
             return
+        assert self._connection is not None
+        experiment_id = self._connection.experiment_id
         self.record = RunRecord(self.folder)
-        found = self._client.search_runs(
-            [self._connection.experiment_id],
-            f"tags.`fer.id` = '{self.record.id}'",
-            run_view_type=3,
-            max_results=1,
-        )
-        if found and found[0].info.lifecycle_stage != "active":
-            raise Refused(
-                f"run {self.record.name} was deleted in {redacted(self.uri)}: "
-                f"bring it back with `mlflow runs restore --run-id {found[0].info.run_id}`"
-            )
+        mine = f"tags.`fer.id` = '{self.record.id}'"
+        found = self._client.search_runs([experiment_id], mine, run_view_type=ALL_RUNS, max_results=1)
         if found:
             self.run_id = found[0].info.run_id
+            self._check_active(found[0])
             return
         tags = {"fer.id": self.record.id, "fer.run": self.record.name, "fer.signature": self.record.signature}
-        self.run_id = self._client.create_run(
-            self._connection.experiment_id, start_time=started, tags=tags, run_name=self.record.name
-        ).info.run_id
-        if self.offset:
-            self.offset = 0
-            self._note(0)
-            raise ConnectionError("the store has lost this run; it is sent again from the start")
+        started = next(event["time"] for event, _ in read_events(self.folder))
+        run = self._client.create_run(experiment_id, start_time=started, tags=tags, run_name=self.record.name)
+        self.run_id, self.late, self._doubtful = run.info.run_id, [], False
         self._note(0)
-        self._doubtful = False
+
+    def _check_active(self, run: Run) -> None:
+        if run.info.lifecycle_stage != "active":
+            raise Refused(
+                f"run {self.record.name} was deleted in {redacted(self.uri)}: "
+                f"bring it back with `mlflow runs restore --run-id {self.run_id}`"
+            )
 
     def _send_group(self, events: list[Event]) -> None:
         try:
             self._send_events(events)
         except Exception as error:
-            if getattr(error, "error_code", "") not in REFUSALS:
-                raise
-            if self._client.get_run(self.run_id).info.lifecycle_stage != "active":
-                raise
-            if len(events) == 1:
+            self._check_active(self._client.get_run(self.run_id))  # raises as well if the store is down
+            if events[0]["event"] == "artifact":
+                self.late.append(events[0])
                 log.warning(
-                    "MLflow refuses a part of run %s, kept in %s: %s",
-                    self.record.name,
-                    self.folder,
-                    first_line(error),
+                    "%s of run %s is sent later: %s", events[0]["path"], self.record.name, first_line(error)
                 )
-                return
-            for event in events:
-                self._send_group([event])
+            elif getattr(error, "error_code", "") not in REFUSALS:
+                raise
+            elif len(events) == 1:
+                log.warning("MLflow refuses a part of %s: %s", self.folder, first_line(error))
+            else:
+                for event in events:
+                    self._send_group([event])
+
+    def _send_late_files(self) -> None:
+        """Files whose store was down or closed to us while the tracking store took everything else."""
+        late, self.late = self.late, []
+        for event in late:
+            self._send_group([event])
+        if late:
+            self._note(self.offset)
 
     def _send_events(self, events: list[Event]) -> None:
         match events[0]["event"]:
@@ -302,7 +306,12 @@ def _key(name: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+    """What went wrong, short enough for one line of a terminal."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    cause = (
+        re.search(r"\[Errno -?\d+\] [^\"')(]+|timed out", line) if line.startswith("API request") else None
+    )
+    return (cause[0] if cause else line)[:300].strip()
 
 
 @contextmanager
@@ -314,6 +323,15 @@ def _patience(seconds: str) -> Iterator[None]:
         yield
     finally:
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = before
+
+
+def owes(folder: Path, uri: str) -> bool:
+    """Whether the store still misses a part of the record (or its last line is not whole yet)."""
+    entry = forwarded(folder).get(redacted(uri), {})
+    spool = folder / SPOOL
+    return bool(entry.get("late")) or entry.get("offset", 0) != (
+        spool.stat().st_size if spool.exists() else 0
+    )
 
 
 def forwarded(folder: Path) -> dict[str, dict[str, Any]]:

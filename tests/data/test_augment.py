@@ -174,6 +174,9 @@ def test_erasing_fills_one_box_of_the_asked_area_and_nothing_else():
     # the box is rounded to whole pixels on each side
     wanted, slack = draws.erase[hit, 0] * 32 * 32, 0.5 * (heights + widths + 1)[hit]
     assert ((heights * widths)[hit] - wanted).abs().le(slack).all()
+    ratio, aspect = (heights / widths)[hit], draws.erase[hit, 1]
+    assert (ratio / aspect).log().abs().max() < 0.35  # 6.5 pixels instead of 6 or 7 on each side, at most
+    assert (float(aspect.min()), float(aspect.max())) == pytest.approx((1 / 3.3, 3.3), rel=0.02)
     assert erased.any(0).all(), "some pixel is never erased"
 
 
@@ -279,3 +282,19 @@ def test_images_that_the_crop_does_not_fit_are_refused(shape):
     augment = Augment(crop=40)
     with pytest.raises(DataError, match=rf"crop=40 .* {shape[2]}x{shape[3]}"):
         augment.apply(torch.zeros(shape), augment.draw(2, generator()))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"flip": 0.5, "crop": 40}, {**STANDARD, "contrast": 0.5, "mixup": 1.0}], ids=str
+)
+def test_all_the_work_is_done_where_the_images_are(settings):
+    augment, images = Augment(**settings), faces().to("meta")  # torch refuses to mix devices
+    views = augment.apply(images, augment.draw(6, generator()))
+    mixed, soft = augment.mix(views, torch.zeros(6, dtype=torch.long, device="meta"), 7, generator())
+    assert (
+        views.device
+        == mixed.device
+        == soft.device
+        == augment.test_views(images, "ten").device
+        == images.device
+    )

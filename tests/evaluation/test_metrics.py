@@ -77,9 +77,7 @@ def test_log_probabilities_pass_as_logits() -> None:
     logits, labels = predictions()
     averaged = (logits.double().softmax(1) + logits.roll(1, 0).double().softmax(1)) / 2
     found = emotion_metrics(averaged.log(), labels, SEVEN)
-    assert found["nll"] == pytest.approx(
-        oracle.log_loss(labels, averaged.numpy(), labels=range(7)), abs=1e-5
-    )
+    assert found["nll"] == pytest.approx(oracle.log_loss(labels, averaged.numpy(), labels=range(7)), abs=1e-5)
 
 
 def test_a_certain_mistake_has_a_finite_nll() -> None:

@@ -38,6 +38,12 @@ def test_plateau_waits_its_patience_then_multiplies():
     assert found == pytest.approx([0.1] * 5 + [0.05] * 4 + [0.025] * 3)
 
 
+def test_plateaus_threshold_is_absolute():
+    scores = [0.10, 0.14, 0.18, 0.22]  # + 0.04 is not enough, + 0.08 is
+    found = rates(plateau, 4, scores, patience=0, factor=0.5, threshold=0.05)[::STEPS]
+    assert found == pytest.approx([0.1, 0.1, 0.05, 0.05])
+
+
 def test_plateau_can_watch_a_loss_and_has_a_floor():
     config = plateau(sgd(), epochs=9, steps_per_epoch=STEPS, monitor="val/loss", mode="min")
     assert (config["monitor"], config["interval"]) == ("val/loss", "epoch")

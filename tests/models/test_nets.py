@@ -96,6 +96,8 @@ def test_vgg_fer_is_the_papers():
         if isinstance(layer, torch.nn.Linear)
     ]
     assert dense == [(2048, 4096), (4096, 4096), (4096, 7)]
+    norms = [layer.num_features for layer in net.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert norms == [64, 64, 128, 128, 256, 256, 512, 512]
     assert {layer.p for layer in net.modules() if isinstance(layer, torch.nn.Dropout)} == {0.2}
     with pytest.raises(ValueError, match=r"15 pixels.*must be >= 16"):
         VggFer(classes=7, size=15)

@@ -141,11 +141,14 @@ class Bomb:
         return Path.touch, (Path("exploded"),)
 
 
-def test_a_pickled_object_is_refused_and_never_run(tmp_path, monkeypatch):
+def test_a_pickled_object_is_refused_and_never_run(tmp_path, monkeypatch, torch_home):
     monkeypatch.chdir(tmp_path)
     for content in (Bomb(), {"state_dict": Bomb()}, Small(classes=7, size=48)):
         with pytest.raises(WeightsError, match=r"not a file of plain tensors.*state_dict\(\)"):
             load_weights(Small(classes=7, size=48), saved(content, tmp_path / "object.pt"))
+    saved(Bomb(), torch_home / "vgg16-397923af.pth")
+    with pytest.raises(WeightsError, match=r"vgg16-397923af\.pth"):
+        load_weights(vgg16(), "imagenet")
     assert not Path("exploded").exists()
 
 

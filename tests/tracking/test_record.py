@@ -43,7 +43,9 @@ def steps(folder: Path, key: str) -> list[int]:
 @pytest.fixture
 def holder(tmp_path):
     """A process that trains run `held` and can be killed."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     yield process
@@ -110,7 +112,11 @@ def test_a_setting_keeps_its_first_value_and_a_later_one_becomes_a_tag(tmp_path)
 
 
 def test_flatten_names_every_leaf():
-    assert flatten({"a": {"b": {"c": None}}, "d": (1, 2), "e": "xy"}) == {"a.b.c": "None", "d": "[1, 2]", "e": "xy"}
+    assert flatten({"a": {"b": {"c": None}}, "d": (1, 2), "e": "xy"}) == {
+        "a.b.c": "None",
+        "d": "[1, 2]",
+        "e": "xy",
+    }
 
 
 @pytest.mark.parametrize(
@@ -206,10 +212,17 @@ def test_only_the_holder_of_the_folder_writes(tmp_path):
             reader.metrics({"loss": 1.0}, 0)
 
 
-def test_an_artifact_keeps_its_place_unless_told_otherwise(tmp_path):
+def test_an_artifact_keeps_its_place_unless_told_otherwise(tmp_path, monkeypatch):
     with open_run(tmp_path, "a", "sig") as record:
         record.artifact(record.folder / "checkpoints" / "best.ckpt")
-        record.artifact("config.yaml")
+        monkeypatch.chdir(tmp_path)
+        record.artifact(Path("a") / "config.yaml")
+        with pytest.raises(ValueError, match="outside the run's folder"):
+            record.artifact(tmp_path / "else.txt")
         record.artifact("confusion.png", "figures")
     places = [(event["path"], event["folder"]) for event in events(tmp_path / "a", "artifact")]
-    assert places == [("checkpoints/best.ckpt", "checkpoints"), ("config.yaml", ""), ("confusion.png", "figures")]
+    assert places == [
+        ("checkpoints/best.ckpt", "checkpoints"),
+        ("config.yaml", ""),
+        ("confusion.png", "figures"),
+    ]

@@ -1,0 +1,54 @@
+"""What the tests share: the command line as a user types it, and where the real FER2013 may be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = (
+    "data.source.train=112",
+    "data.source.validation=42",
+    "data.source.test=42",
+    "data.size=32",
+    "data.batch_size=28",
+    "trainer.accelerator=cpu",
+    "threads=1",
+)
+"""A training run of seconds: drawn faces, one thread."""
+
+
+@pytest.fixture
+def command(tmp_path: Path):
+    """Runs `python -m fer_lab.<entry> …` with its runs, caches and tracking store below tmp_path."""
+
+    def run(entry: str, *arguments: str, store: bool = True, wait: bool = True, **environment: str):
+        places = [f"runs_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+        line = [sys.executable, "-m", f"fer_lab.{entry}", *(places if store else []), *arguments]
+        settings = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
+        if not wait:
+            return subprocess.Popen(line, cwd=ROOT, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.run(line, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=300, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def fer2013() -> Path:
+    """The real FER2013 as folders: FER2013=PATH, or the archive in ../shared unpacked below the cache."""
+    if place := os.environ.get("FER2013"):
+        return Path(place)
+    archive = ROOT.parent / "shared/data/fer2013.zip"
+    if not archive.exists():
+        pytest.skip("no FER2013 here: set FER2013=PATH to its folder")
+    target = ROOT / "cache/fer2013"
+    if not target.exists():
+        import zipfile
+
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(ROOT / "cache")
+    return target

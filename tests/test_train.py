@@ -1,0 +1,143 @@
+"""The train command as a user types it: tracked, found again, continued after kill -9, refused with words."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from fer_lab.tracking.record import read_events
+
+
+def metrics(folder: Path) -> dict[str, dict[int, float]]:
+    """{name: {epoch: value}}; a step that stands twice is a failure."""
+    found: dict[str, dict[int, float]] = {}
+    for event, _ in read_events(folder):
+        if event["event"] == "metrics":
+            for name, value in event["values"].items():
+                assert event["step"] not in found.setdefault(name, {}), f"{name} twice at {event['step']}"
+                found[name][event["step"]] = value
+    return found
+
+
+def only_run(runs: Path) -> Path:
+    (folder,) = (path for path in runs.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mlflow_client():
+    from mlflow import MlflowClient
+
+    return MlflowClient
+
+
+def test_a_run_is_trained_judged_tracked_and_found_again(command, tmp_path, mlflow_client):
+    done = command("train", *TINY, "trainer.max_epochs=2")
+    assert done.returncode == 0, done.stderr
+    folder = only_run(tmp_path / "runs")
+    assert f"run {folder.name}" in done.stdout.splitlines()[-1]
+    assert f"fer_lab.evaluate run={folder.name}" in done.stdout.splitlines()[-1]
+
+    client = mlflow_client(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("fer_lab").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "val/accuracy")] == [0, 1]
+    assert run.data.params["optimizer.lr"] == "0.001"
+    assert {"train", "validation", "test"} <= {tag.value for entry in run.inputs.dataset_inputs for tag in entry.tags}
+    kept = {item.path for part in ("", "figures") for item in client.list_artifacts(run.info.run_id, part)}
+    assert {"best.pt", "config.yaml", "split.json", "figures/curves.png", "figures/faces.png"} <= kept
+    assert {"figures/test_confusion_matrix.png", "figures/test_mistakes.png", "figures/test_per_class.png"} <= kept
+
+    again = command("train", *TINY, "trainer.max_epochs=2")
+    assert "trained before" in again.stdout
+    assert only_run(tmp_path / "runs") == folder
+
+    judged = command("evaluate", f"run={run.info.run_id}", "tracking.uri=sqlite:///" + str(tmp_path / "mlflow.db"))
+    assert judged.returncode == 0, judged.stderr
+    (place,) = (folder / "evaluations").iterdir()
+    for usage in ("validation", "test"):
+        first, second = (json.loads((where / f"{usage}.json").read_text()) for where in (folder / "figures", place))
+        assert first["scores"] == pytest.approx(second["scores"], rel=1e-6)
+
+
+def test_a_run_killed_with_9_goes_on_as_if_nothing_had_happened(command, tmp_path, mlflow_client):
+    words = (*TINY, "trainer.max_epochs=6", "model.dropout=0.2", "ema=0.9", "augment=standard", "scheduler=cosine")
+    started = command("train", *words, wait=False)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and started.poll() is None:
+        if any("val/loss" in name for name in epochs_so_far(tmp_path / "runs", at_least=2)):
+            break
+        time.sleep(0.05)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    folder = only_run(tmp_path / "runs")
+    killed_after = len(metrics(folder)["val/loss"])
+    assert 2 <= killed_after < 6
+
+    resumed = command("train", *words)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "continuing run" in resumed.stdout
+    whole = command("train", *words, f"runs_dir={tmp_path}/whole")
+    assert whole.returncode == 0, whole.stderr
+    assert metrics(folder) == metrics(only_run(tmp_path / "whole"))
+
+    client = mlflow_client(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("fer_lab").experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
+    for run in runs:
+        assert [point.step for point in client.get_metric_history(run.info.run_id, "val/loss")] == list(range(6))
+
+
+def epochs_so_far(runs: Path, at_least: int) -> list[str]:
+    return [
+        name
+        for spool in runs.glob("*/spool.jsonl")
+        for name, values in metrics(spool.parent).items()
+        if len(values) >= at_least
+    ]
+
+
+def test_a_loss_that_is_no_number_ends_the_run_as_diverged(command, tmp_path, mlflow_client):
+    words = (*TINY, "trainer.max_epochs=3", "optimizer=sgd", "optimizer.lr=1e20", "scheduler=none")
+    done = command("train", *words)
+    assert done.returncode == 1
+    assert "training loss is" in done.stderr and "step" in done.stderr and "SGD" in done.stderr
+    assert "Traceback" not in done.stderr
+    client = mlflow_client(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("fer_lab").experiment_id])
+    assert (run.info.status, run.data.tags["fer.state"]) == ("FAILED", "diverged")
+    again = command("train", *words)
+    assert again.returncode == 2 and "diverged with exactly these settings" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("modl=small", "optimizr.lr=1", "data=jafe"), ("did you mean model", "did you mean optimizer.lr", "did you mean jaffe")),
+        (("data.batch_size=many", "optimizer.lr=fast"), ("data.batch_size=many: expected a whole number", "optimizer.lr=fast: expected a number")),
+        (("data=jaffe",), ("data.root is not set", "fer_lab.data.draw jaffe")),
+        (("model=vgg19", "model.weights=/nowhere.pt"), ("/nowhere.pt", "runs:/ID or null")),
+        (("split=kfold", "split.fold=9"), ("expected 0..4",)),
+        (("monitor=val/acc", "data.limit=70"), ("monitor=val/acc is not logged; choices: train/loss", "val/accuracy")),
+        (("trainer.precision=17",), ("trainer: Precision", "bf16-mixed")),
+        (("optimizer.lr=-1",), ("optimizer: Invalid learning rate",)),
+        (("model.net._target_=os.system",), ("os.system is not part of fer_lab",)),
+    ],
+)  # fmt: skip
+def test_usage_errors_are_sentences_with_the_choices_and_exit_2(command, words, expected):
+    done = command("train", *words)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    for part in expected:
+        assert part in done.stderr
+
+
+def test_help_lists_groups_and_choices_at_once(command):
+    done = command("train", "--help", store=False)
+    assert done.returncode == 0
+    for line in ("model: resnet18, small, vgg16", "split: holdout, kfold", "recipe: "):
+        assert line in done.stdout
