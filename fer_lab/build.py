@@ -15,15 +15,31 @@ from fer_lab.data.faces import digest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from fer_lab.data.datamodule import FaceData
     from fer_lab.learning.module import FerModule
 
-ALLOWED = ("fer_lab.data.", "fer_lab.models.", "fer_lab.learning.", "torch.optim.", "pytorch_lightning.trainer.")
+ALLOWED = (
+    "fer_lab.data.",
+    "fer_lab.models.",
+    "fer_lab.learning.",
+    "torch.optim.",
+    "pytorch_lightning.trainer.",
+)
 """Modules whose classes a config may name; a config read back from a run cannot reach further."""
 
-WITHOUT_EFFECT = ("name", "rerun", "threads", "runs_dir", "cache_dir", "cache_features", "tracking", "data.root", "data.source.root")
+WITHOUT_EFFECT = (
+    "name",
+    "rerun",
+    "threads",
+    "runs_dir",
+    "cache_dir",
+    "cache_features",
+    "tracking",
+    "data.root",
+    "data.source.root",
+)
 """Keys that cannot change what a run learns: they are no part of its signature."""
 
 
@@ -55,47 +71,46 @@ def targets(config: Any) -> Iterator[str]:
 
 def build_data(cfg: DictConfig) -> FaceData:
     """The data, decoded and split; sets cfg.classes, class_count and size, which the rest of the config refers to."""
-    from fer_lab.data.datamodule import FaceData
+    from fer_lab.data.cache import open_cache
+    from fer_lab.data.splits import split_within
 
     source = instantiate(cfg.data.source)
-    facts = {"classes": list(source.classes), "class_count": len(source.classes)}
-    for key, value in (facts | {"size": cfg.augment.get("crop") or cfg.data.size}).items():
+    cache = open_cache(source, cfg.data.size, cfg.data.channels, Path(cfg.cache_dir), cfg.data.bad)
+    split = split_within(instantiate(cfg.split), cache.index, cfg.data.limit)
+    classes = list(cache.index.classes)
+    size = cfg.augment.get("crop") or cfg.data.size
+    for key, value in {"classes": classes, "class_count": len(classes), "size": size}.items():
         OmegaConf.update(cfg, key, value, force_add=True)
-    return FaceData(
-        source=source,
-        split=instantiate(cfg.split),
-        augment=instantiate(cfg.augment),
-        size=cfg.data.size,
-        channels=cfg.data.channels,
-        batch_size=cfg.data.batch_size,
-        cache_dir=cfg.cache_dir,
-        bad=cfg.data.bad,
-        limit=cfg.data.limit,
-        balance=instantiate(cfg.balance),
-        seed=cfg.seed,
-    )
+
+    from fer_lab.data.datamodule import FaceData  # Lightning: only now, when nothing is wrong with the data
+
+    balance = instantiate(cfg.balance)
+    return FaceData(cache, split, instantiate(cfg.augment), cfg.data.batch_size, balance, cfg.seed)
 
 
 def build_module(cfg: DictConfig, data: FaceData, weights: str | None) -> FerModule:
     """The net with `weights` (imagenet, a path or none), frozen as asked, and how it learns."""
     import numpy as np
     import pytorch_lightning as pl
+    import torch
 
     from fer_lab.evaluation.metrics import quick_metrics
     from fer_lab.learning.module import FerModule
-    from fer_lab.models.preprocess import Preprocess
     from fer_lab.models.weights import freeze, load_weights
 
     pl.seed_everything(cfg.seed, verbose=False)
     net = instantiate(cfg.model.net)
-    load_weights(net, weights)
+    loaded = load_weights(net, weights)
+    if any(name.startswith("head.") for name in loaded.dropped):
+        print(f"{weights}: its head is of another shape and stays behind; ours starts afresh")
     freeze(net, cfg.model.freeze)
+    net = net.to(memory_format=torch.channels_last)  # as fast or faster on CPUs and tensor cores alike
     task = instantiate(cfg.task)
     task.fit_to(np.bincount(data.index.labels[data.split.train], minlength=len(cfg.classes)).tolist())
     return FerModule(
         net=net,
         task=task,
-        preprocess=Preprocess(cfg.model.channels, cfg.model.mean, cfg.model.std),
+        preprocess=instantiate(cfg.model.preprocess),
         optimizer=instantiate(cfg.optimizer),
         scores=quick_metrics,
         scheduler=instantiate(cfg.scheduler) if "_target_" in cfg.scheduler else None,
@@ -112,10 +127,10 @@ def use_frozen_features(data: FaceData, module: FerModule, cache_dir: str) -> bo
     from fer_lab.learning.features import features_key, frozen_features
 
     augment = data.augment
-    frozen = not any(weight.requires_grad for weight in module.net.backbone.parameters())
+    backbone = module.net.get_submodule("backbone").eval()
+    frozen = not any(weight.requires_grad for weight in backbone.parameters())
     if not frozen or augment.mixup or not (augment.is_identity or augment.views):
         return False
-    backbone: nn.Module = module.net.backbone.eval()
     images, labels = torch.from_numpy(data.cache.images), torch.from_numpy(data.index.labels)
 
     @torch.inference_mode()
@@ -129,7 +144,7 @@ def use_frozen_features(data: FaceData, module: FerModule, cache_dir: str) -> bo
     looks = repr(sorted(vars(augment).items())) if augment.views else repr(augment.crop)
     key = features_key(
         backbone, data.index.digest, str(data.rows.tolist()), looks, str(views), str(data.seed if views > 1 else 0),
-        repr([(name, value.tolist()) for name, value in module.preprocess.named_buffers()]),
+        module.preprocess.signature,
     )  # fmt: skip
     data.features = frozen_features(Path(cache_dir), key, len(data.rows), views, compute)
     return True

@@ -55,7 +55,10 @@ def settle(error: BaseException) -> None:
             return settle(cause)
         key = str(error).rpartition("full_key: ")[2]
         leave(f"{key}: {cause or str(error).splitlines()[0]}; `--help` shows the keys and their values", 2)
-    if isinstance(error, UsageError | OmegaConfBaseException) or type(error).__name__ == "MisconfigurationException":
+    if (
+        isinstance(error, UsageError | OmegaConfBaseException)
+        or type(error).__name__ == "MisconfigurationException"
+    ):
         leave(str(error), 2)
     if type(error).__module__.startswith("fer_lab"):
         leave(str(error), 2 if isinstance(error, ValueError) else 1)
@@ -147,12 +150,12 @@ def value_fault(override: Override, groups: list[str], config_name: str) -> str 
 
 def keys(config: DictConfig, prefix: str = "") -> Iterable[str]:
     """Every dotted key of a config, sections included."""
-    for key in config:
+    for key in map(str, config):
         if prefix == "" and key == "hydra":
             continue
         yield f"{prefix}{key}"
         child = config._get_node(key)
-        if OmegaConf.is_dict(child) and not child._is_none() and not child._is_interpolation():
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
             yield from keys(child, f"{prefix}{key}.")
 
 

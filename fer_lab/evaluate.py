@@ -23,7 +23,18 @@ if TYPE_CHECKING:
     from fer_lab.evaluation.uncertainty import Interval
     from fer_lab.learning.module import FerModule
 
-HEADLINE = ("accuracy", "balanced_accuracy", "f1_macro", "f1_weighted", "kappa", "mcc", "auroc", "nll", "brier", "ece")
+HEADLINE = (
+    "accuracy",
+    "balanced_accuracy",
+    "f1_macro",
+    "f1_weighted",
+    "kappa",
+    "mcc",
+    "auroc",
+    "nll",
+    "brier",
+    "ece",
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,9 @@ def judge(module: FerModule, data: FaceData, usage: str, views: str) -> Judgemen
 
     module.eval()
     rows = getattr(data.split, usage)
-    found = torch.cat([module.probabilities(faces).cpu() for faces in data.evaluation(rows, views, module.device)])
+    found = torch.cat(
+        [module.probabilities(faces).cpu() for faces in data.evaluation(rows, views, module.device)]
+    )
     labels = torch.from_numpy(data.index.labels[rows])
     logits, classes = found.double().clamp_min(1e-12).log(), data.index.classes
     people = [str(data.index.subjects[row]) for row in rows] if data.index.has_subjects else None
@@ -120,7 +133,9 @@ def write_predictions(judgement: Judgement, data: FaceData, folder: Path) -> Pat
         table.writerow(["name", "label", "predicted", *(f"p_{name}" for name in judgement.classes)])
         for row, label, found in zip(judgement.rows, judgement.labels, judgement.probabilities, strict=True):
             name, classes = data.index.names[row], judgement.classes
-            table.writerow([name, classes[label], classes[found.argmax()], *(f"{value:.6f}" for value in found)])
+            table.writerow(
+                [name, classes[label], classes[found.argmax()], *(f"{value:.6f}" for value in found)]
+            )
     return path
 
 
@@ -161,7 +176,9 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
     folder = find_run(cfg.run, Path(cfg.runs_dir), cfg.tracking.uri)
     if not (folder / "best.pt").exists() or not (folder / "config.yaml").exists():
-        raise UsageError(f"{folder} has no config.yaml and best.pt: the run finished no epoch; train it again")
+        raise UsageError(
+            f"{folder} has no config.yaml and best.pt: the run finished no epoch; train it again"
+        )
     saved = OmegaConf.load(folder / "config.yaml")
     assert isinstance(saved, DictConfig)
     return rejudge(folder, overridden(saved, cfg))

@@ -24,17 +24,14 @@ def train(cfg: DictConfig) -> float:
     """Trains what `cfg` describes, or finds or continues that very run; the best monitored score."""
     if cfg.mode not in ("max", "min"):
         raise UsageError(f"mode={cfg.mode}; choices: max, min")
-    import torch
-
     from fer_lab.build import build_data, build_module, signature, use_frozen_features
     from fer_lab.tracking.address import tracking_uri
     from fer_lab.tracking.forward import tracked
     from fer_lab.tracking.record import open_run, reconcile
 
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
     uri, runs = tracking_uri(cfg.tracking.uri), Path(cfg.runs_dir)
     data = build_data(cfg)
+    set_threads(cfg.threads)
     weights, weights_digest = starting_weights(cfg, uri)
     identity = signature(cfg, data, weights_digest)
     reconcile(runs)
@@ -51,6 +48,13 @@ def train(cfg: DictConfig) -> float:
         return conclude(record, judgements)
 
 
+def set_threads(threads: int | None) -> None:
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+
+
 def starting_weights(cfg: DictConfig, uri: str) -> tuple[str | None, str]:
     """What model.weights means here: imagenet, a path or None; and a digest of it for the signature."""
     import hashlib
@@ -60,7 +64,11 @@ def starting_weights(cfg: DictConfig, uri: str) -> tuple[str | None, str]:
     weights = cfg.model.weights
     if weights is None or weights == "imagenet":
         return weights, str(weights)
-    path = find_run(weights, Path(cfg.runs_dir), uri) / "best.pt" if weights.startswith("runs:/") else Path(weights)
+    path = (
+        find_run(weights, Path(cfg.runs_dir), uri) / "best.pt"
+        if weights.startswith("runs:/")
+        else Path(weights)
+    )
     content = path.expanduser().read_bytes() if path.expanduser().is_file() else b""
     return str(path), hashlib.sha256(content).hexdigest()
 
@@ -79,7 +87,7 @@ def found_again(record: RunRecord, cfg: DictConfig) -> float:
     if record.last_state == "diverged":
         raise UsageError(f"run {record.name} diverged with exactly these settings; change one, or rerun=true")
     score = float(json.loads((record.folder / "fit.json").read_text())["best_score"])
-    print(f"these settings, data and weights were trained before (rerun=true trains them again)")
+    print("these settings, data and weights were trained before (rerun=true trains them again)")
     print_next(record.name, cfg.monitor, score)
     return score
 
@@ -111,9 +119,15 @@ def describe(record: RunRecord, cfg: DictConfig, data: FaceData) -> None:
             record.dataset(part.name, digest(part.digest, *part.names)[:36], usage, part.counts())
     log_environment(record, ROOT)
     rows = data.split.train[:: max(1, len(data.split.train) // 32)][:32]
-    faces = data.augment.apply(torch.from_numpy(data.cache.images[rows]), data.augment.draw(len(rows), torch.Generator().manual_seed(0)))
+    faces = data.augment.apply(
+        torch.from_numpy(data.cache.images[rows]),
+        data.augment.draw(len(rows), torch.Generator().manual_seed(0)),
+    )
     titles = [data.index.classes[label] for label in data.index.labels[rows]]
-    figures.save(figures.face_sheet(faces.numpy(), titles, title="Training faces, augmented"), folder / "figures/faces.png")
+    figures.save(
+        figures.face_sheet(faces.numpy(), titles, title="Training faces, augmented"),
+        folder / "figures/faces.png",
+    )
     for path in ("config.yaml", "split.json", "figures/faces.png"):
         record.artifact(path)
 
@@ -171,7 +185,11 @@ def quiet() -> None:
 
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (".*treespec.*", ".*smaller than the logging interval.*", ".*does not have many workers.*"):
+    for message in (
+        ".*treespec.*",
+        ".*smaller than the logging interval.*",
+        ".*does not have many workers.*",
+    ):
         warnings.filterwarnings("ignore", message)
 
 
@@ -233,9 +251,14 @@ def conclude(record: RunRecord, judgements: list[Judgement]) -> float:
     from fer_lab.evaluate import show
 
     facts = json.loads((record.folder / "fit.json").read_text())
-    show(judgements, f"{record.name}, best epoch {facts['best_epoch'] + 1} of {facts['epochs']}, {facts['seconds']} s")
+    show(
+        judgements,
+        f"{record.name}, best epoch {facts['best_epoch'] + 1} of {facts['epochs']}, {facts['seconds']} s",
+    )
     if judgements[-1].usage == "validation":
-        print("this split has no test part: the figures are of the faces that chose the epoch, so they flatter")
+        print(
+            "this split has no test part: the figures are of the faces that chose the epoch, so they flatter"
+        )
     print_next(record.name, "best validation score", facts["best_score"])
     return float(facts["best_score"])
 

@@ -27,12 +27,20 @@ def command(tmp_path: Path):
     """Runs `python -m fer_lab.<entry> …` with its runs, caches and tracking store below tmp_path."""
 
     def run(entry: str, *arguments: str, store: bool = True, wait: bool = True, **environment: str):
-        places = [f"runs_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+        places = [
+            f"runs_dir={tmp_path}/runs",
+            f"cache_dir={tmp_path}/cache",
+            f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+        ]
         line = [sys.executable, "-m", f"fer_lab.{entry}", *(places if store else []), *arguments]
         settings = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
         if not wait:
-            return subprocess.Popen(line, cwd=ROOT, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        return subprocess.run(line, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=300, check=False)
+            return subprocess.Popen(
+                line, cwd=ROOT, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        return subprocess.run(
+            line, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=300, check=False
+        )
 
     return run
 

@@ -47,25 +47,42 @@ def test_a_run_is_trained_judged_tracked_and_found_again(command, tmp_path, mlfl
     assert run.info.status == "FINISHED"
     assert [point.step for point in client.get_metric_history(run.info.run_id, "val/accuracy")] == [0, 1]
     assert run.data.params["optimizer.lr"] == "0.001"
-    assert {"train", "validation", "test"} <= {tag.value for entry in run.inputs.dataset_inputs for tag in entry.tags}
+    assert {"train", "validation", "test"} <= {
+        tag.value for entry in run.inputs.dataset_inputs for tag in entry.tags
+    }
     kept = {item.path for part in ("", "figures") for item in client.list_artifacts(run.info.run_id, part)}
     assert {"best.pt", "config.yaml", "split.json", "figures/curves.png", "figures/faces.png"} <= kept
-    assert {"figures/test_confusion_matrix.png", "figures/test_mistakes.png", "figures/test_per_class.png"} <= kept
+    assert {
+        "figures/test_confusion_matrix.png",
+        "figures/test_mistakes.png",
+        "figures/test_per_class.png",
+    } <= kept
 
     again = command("train", *TINY, "trainer.max_epochs=2")
     assert "trained before" in again.stdout
     assert only_run(tmp_path / "runs") == folder
 
-    judged = command("evaluate", f"run={run.info.run_id}", "tracking.uri=sqlite:///" + str(tmp_path / "mlflow.db"))
+    judged = command(
+        "evaluate", f"run={run.info.run_id}", "tracking.uri=sqlite:///" + str(tmp_path / "mlflow.db")
+    )
     assert judged.returncode == 0, judged.stderr
     (place,) = (folder / "evaluations").iterdir()
     for usage in ("validation", "test"):
-        first, second = (json.loads((where / f"{usage}.json").read_text()) for where in (folder / "figures", place))
+        first, second = (
+            json.loads((where / f"{usage}.json").read_text()) for where in (folder / "figures", place)
+        )
         assert first["scores"] == pytest.approx(second["scores"], rel=1e-6)
 
 
 def test_a_run_killed_with_9_goes_on_as_if_nothing_had_happened(command, tmp_path, mlflow_client):
-    words = (*TINY, "trainer.max_epochs=6", "model.dropout=0.2", "ema=0.9", "augment=standard", "scheduler=cosine")
+    words = (
+        *TINY,
+        "trainer.max_epochs=6",
+        "model.dropout=0.2",
+        "ema=0.9",
+        "augment=standard",
+        "scheduler=cosine",
+    )
     started = command("train", *words, wait=False)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and started.poll() is None:
@@ -89,7 +106,9 @@ def test_a_run_killed_with_9_goes_on_as_if_nothing_had_happened(command, tmp_pat
     runs = client.search_runs([client.get_experiment_by_name("fer_lab").experiment_id])
     assert [run.info.status for run in runs] == ["FINISHED", "FINISHED"]
     for run in runs:
-        assert [point.step for point in client.get_metric_history(run.info.run_id, "val/loss")] == list(range(6))
+        assert [point.step for point in client.get_metric_history(run.info.run_id, "val/loss")] == list(
+            range(6)
+        )
 
 
 def epochs_so_far(runs: Path, at_least: int) -> list[str]:

@@ -47,7 +47,8 @@ class Augment:
     `zoom` a range of scales; `crop` the side of the result (random position); `erasing_area` a range of fractions
     of the picture, `erasing_fill` the grey put there; `brightness` and `contrast` the +- of factors around 1;
     `mixup` the alpha of its Beta distribution. `views` asks for a fixed set of k draws for each image in place
-    of new ones in every epoch. `padding` says what lies beyond the border. The defaults change nothing.
+    of new ones in every epoch. `resolutions` ((0, 32), (0.4, 48)) trains on small pictures first: each side holds
+    from that fraction of the epochs on, the net must take any. `padding` says what lies beyond the border. The defaults change nothing.
     Raises DataError that names every setting out of range.
     """
 
@@ -69,6 +70,7 @@ class Augment:
         contrast: float = 0.0,
         mixup: float = 0.0,
         views: int | None = None,
+        resolutions: Sequence[tuple[float, int]] = (),
         padding: str = "border",
     ) -> None:
         self.flip, self.erasing, self.erasing_fill = flip, erasing, erasing_fill
@@ -78,6 +80,7 @@ class Augment:
         self.erasing_area = (float(erasing_area[0]), float(erasing_area[-1]))
         self.brightness, self.contrast, self.mixup = brightness, contrast, mixup
         self.crop, self.views, self.padding = crop, views, padding
+        self.resolutions = [(float(start), int(side)) for start, side in resolutions]
         self._check()
 
     def _check(self) -> None:
@@ -110,7 +113,11 @@ class Augment:
     def is_identity(self) -> bool:
         """Whether a training image is always seen as it is (mixup, which mixes two of them, counts as random)."""
         random = self.flip, self.erasing, self.brightness, self.contrast, self.mixup
-        return not (self.warps or self.crop or any(random))
+        return not (self.warps or self.crop or self.resolutions or any(random))
+
+    def resolution(self, progress: float) -> int | None:
+        """The side trained on after the fraction `progress` of the epochs; None: the picture's (or crop's) own."""
+        return next((side for start, side in reversed(self.resolutions) if start <= progress), None)
 
     def draw(self, count: int, generator: torch.Generator) -> Draws:
         """Random numbers for `count` samples from a CPU generator; a sample takes the same ones whatever the settings."""
@@ -129,12 +136,15 @@ class Augment:
             light=1 + torch.tensor([self.brightness, self.contrast]) * (2 * unit[:, 15:17] - 1),
         )
 
-    def apply(self, images: Tensor, draws: Draws) -> Tensor:
-        """The drawn view of each image: (B, C, S, S), uint8 or float in 0..1 -> float32 (B, C, s, s) in 0..1."""
+    def apply(self, images: Tensor, draws: Draws, resolution: int | None = None) -> Tensor:
+        """The drawn view of each image: (B, C, S, S), uint8 or float in 0..1 -> float32 (B, C, s, s) in 0..1.
+
+        `resolution` is the s to sample; left out, the crop's side or the image's.
+        """
         side = self._side(images)
         draws = draws.to(images.device)
-        if self.warps:
-            faces = warp(unit_range(images), draws, side, self.padding)
+        if self.warps or resolution not in (None, side):
+            faces = warp(unit_range(images), draws, side, self.padding, resolution)
         else:
             faces = unit_range(crop_and_flip(images, draws, side))
         if self.brightness or self.contrast:
@@ -163,24 +173,23 @@ class Augment:
         """The views whose predictions are averaged at test time: float32 (V, B, C, s, s).
 
         `none` is the image (its centre crop when `crop` is set), `flip` adds its mirror image; `five` are the
-        corner crops and the centre, `ten` those and their mirror images, in torchvision's order. The last two
-        need `crop`: DataError without.
+        corner crops and the centre, `ten` those and their mirror images, in torchvision's order, of side `crop`
+        or, where there is none, 11/12 of the image's.
         """
         if kind not in TEST_VIEWS:
-            raise DataError(f"test views {kind!r} do not exist; choices: {', '.join(TEST_VIEWS)}")
-        if kind in ("five", "ten") and self.crop is None:
-            raise DataError(
-                f"test views {kind!r} need augment.crop (the side of a crop, e.g. 40); or use none or flip"
-            )
+            raise DataError(f"views={kind}: no such test views; choices: {', '.join(TEST_VIEWS)}")
+        many = kind in ("five", "ten")
         side = self._side(images)
+        side = round(side * 11 / 12) if many and self.crop is None else side
         room = images.shape[-1] - side
-        corners = [(round(room / 2), round(room / 2))]
-        if kind in ("five", "ten"):
-            corners = [(0, 0), (0, room), (room, 0), (room, room), *corners]
-        whole = [images, images.flip(-1)] if kind in ("flip", "ten") else [images]
-        return unit_range(
-            torch.stack([faces[..., y : y + side, x : x + side] for faces in whole for y, x in corners])
-        )
+        centre = (round(room / 2), round(room / 2))
+        corners = [(0, 0), (0, room), (room, 0), (room, room)] if many else []
+        views = [unit_range(images[..., y : y + side, x : x + side]) for y, x in [*corners, centre]]
+        if kind == "ten":  # the crops of the mirror image, so left and right change places
+            views += [views[position].flip(-1) for position in (1, 0, 3, 2, 4)]
+        elif kind == "flip":
+            views.append(views[0].flip(-1))
+        return torch.stack(views)
 
     def _side(self, images: Tensor) -> int:
         height, width = images.shape[-2:]
@@ -213,21 +222,23 @@ def crop_and_flip(images: Tensor, draws: Draws, side: int) -> Tensor:
     return torch.where(draws.flip[:, None, None, None], images.flip(-1), images)
 
 
-def warp(images: Tensor, draws: Draws, side: int, padding: str) -> Tensor:
-    """Flip, then turn and zoom about the centre, then shift, then crop, in one bilinear interpolation.
+def warp(images: Tensor, draws: Draws, side: int, padding: str, resolution: int | None = None) -> Tensor:
+    """Flip, then turn and zoom about the centre, then shift, then crop to `side`, in one bilinear interpolation
+    that samples the crop at `resolution` (default: side) points a row.
 
     Going backwards from a pixel p of the result, in pixels from the centre: q = F R(-angle) (p + crop - shift) / zoom.
     grid_sample (align_corners=False) counts in half sides of the input, so q is divided by these.
     """
     whole = images.shape[-1]
     offset = (2 * crop_corner(draws, whole - side) - (whole - side)) / whole - 2 * draws.shift  # (B, 2)
-    line = (torch.arange(side, device=images.device) * 2 + 1 - side) / whole
+    count = resolution or side
+    line = (torch.arange(count, device=images.device) * 2 + 1 - count) * (side / (whole * count))
     x = line + offset[:, :1]  # (B, s)
     y = line + offset[:, 1:]
     angle = torch.deg2rad(draws.angle)[:, None]
     cosine, sine = torch.cos(angle) / draws.zoom[:, None], torch.sin(angle) / draws.zoom[:, None]
     mirror = torch.where(draws.flip, -1.0, 1.0)[:, None]
-    grid = images.new_empty(len(images), side, side, 2)
+    grid = images.new_empty(len(images), count, count, 2)
     torch.sub((mirror * cosine * x)[:, None, :], (mirror * sine * y)[:, :, None], out=grid[..., 0])
     torch.add((sine * x)[:, None, :], (cosine * y)[:, :, None], out=grid[..., 1])
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)

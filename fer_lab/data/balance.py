@@ -26,7 +26,9 @@ class Balance:
     ) -> None:
         self.shrink, self.grow = (self.indices(names, classes) for names in (undersample, oversample))
         if both := [classes[label] for label in sorted(self.shrink & self.grow)]:
-            raise DataError(f"data.balance puts {', '.join(both)} under undersample and oversample; choose one")
+            raise DataError(
+                f"data.balance puts {', '.join(both)} under undersample and oversample; choose one"
+            )
         self.goal = min if undersample == "all" else max if oversample == "all" else None
 
     @staticmethod
@@ -46,7 +48,11 @@ class Balance:
         others = [count for label, count in counts.items() if label not in named] or list(counts.values())
         goal = self.goal(counts.values()) if self.goal else round(float(np.mean(others)))
         return {
-            label: min(count, goal) if label in self.shrink else max(count, goal) if label in self.grow else count
+            label: min(count, goal)
+            if label in self.shrink
+            else max(count, goal)
+            if label in self.grow
+            else count
             for label, count in counts.items()
         }
 

@@ -1,10 +1,9 @@
-"""From a source and a split to batches: cached pixels in, augmented faces on the device out."""
+"""From cached pixels and a split to batches of augmented faces on the device."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pytorch_lightning as pl
@@ -13,9 +12,9 @@ from torch import Tensor
 
 from fer_lab.data.augment import Augment, Draws
 from fer_lab.data.balance import Balance
-from fer_lab.data.cache import Cache, open_cache
-from fer_lab.data.faces import DataError, Faces, Index, Source
-from fer_lab.data.splits import Positions, Split, Splitter, stratified_subset
+from fer_lab.data.cache import Cache
+from fer_lab.data.faces import DataError, Faces, Index
+from fer_lab.data.splits import Positions, Split
 
 
 class FaceData(pl.LightningDataModule):
@@ -28,55 +27,45 @@ class FaceData(pl.LightningDataModule):
 
     def __init__(
         self,
-        source: Source,
-        split: Splitter,
+        cache: Cache,
+        split: Split,
         augment: Augment,
-        size: int,
-        channels: int,
         batch_size: int,
-        cache_dir: str,
-        bad: str = "error",
-        limit: int | None = None,
         balance: Balance | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise DataError(f"data.batch_size={batch_size}; expected at least 1")
-        self.source, self.splitter, self.augment = source, split, augment
-        self.size, self.channels, self.batch_size = size, channels, batch_size
-        self.cache_dir, self.bad, self.limit = Path(cache_dir), bad, limit
-        self.balance, self.seed = balance or Balance(), seed
+        self.cache, self.split, self.augment = cache, split, augment
+        self.batch_size, self.balance, self.seed = batch_size, balance or Balance(), seed
         self.features: Tensor | None = None
         self.generator = torch.Generator()
-
-    @cached_property
-    def cache(self) -> Cache:
-        return open_cache(self.source, self.size, self.channels, self.cache_dir, self.bad)
 
     @property
     def index(self) -> Index:
         return self.cache.index
 
     @cached_property
-    def split(self) -> Split:
-        """The split of the whole set, or of a stratified subset of `limit` items, as rows of the cache."""
-        if self.limit is None or self.limit >= len(self.index):
-            return self.splitter(self.index)
-        rows = stratified_subset(self.index, self.limit)
-        split = self.splitter(self.index.subset(rows))
-        return Split(rows[split.train], rows[split.validation], rows[split.test], split.mixes_subjects)
-
-    @cached_property
     def rows(self) -> Tensor:
         """Every row of the cache that the split uses, in order."""
-        return torch.from_numpy(np.sort(np.concatenate([self.split.train, self.split.validation, self.split.test])))
+        return torch.from_numpy(
+            np.sort(np.concatenate([self.split.train, self.split.validation, self.split.test]))
+        )
 
     @cached_property
     def view_table(self) -> Draws:
         """The random numbers of every item's k fixed views, row by row; the same for every epoch and run."""
         count = len(self.index) * (self.augment.views or 0)
         return self.augment.draw(count, torch.Generator().manual_seed(self.seed))
+
+    @property
+    def resolution(self) -> int | None:
+        """The side that this epoch trains on, where the augmentation says so."""
+        epochs = self.trainer.max_epochs if self.trainer else None
+        return self.augment.resolution(
+            self.trainer.current_epoch / epochs if self.trainer and epochs else 1.0
+        )
 
     def train_dataloader(self) -> Batches:
         return Batches(self, self.split.train, training=True)
@@ -96,7 +85,7 @@ class FaceData(pl.LightningDataModule):
             return faces._replace(features=found.to(faces.labels.device))
         if not training:
             return faces._replace(images=self.augment.test_views(faces.images, views))
-        images = self.augment.apply(faces.images, self.draws(faces.positions, view))
+        images = self.augment.apply(faces.images, self.draws(faces.positions, view), self.resolution)
         if self.augment.mixup:
             images, labels = self.augment.mix(images, faces.labels, len(self.index.classes), self.generator)
             return faces._replace(images=images, labels=labels)

@@ -139,7 +139,9 @@ class Index:
 class Faces(NamedTuple):
     """A batch. `labels` are class indices (B,) or, after mixup, probabilities (B, K)."""
 
-    images: Tensor  # (B, C, H, W) uint8 as cached; float in 0..1 once prepared; (V, B, C, H, W) test-time views
+    images: (
+        Tensor  # (B, C, H, W) uint8 as cached; float in 0..1 once prepared; (V, B, C, H, W) test-time views
+    )
     labels: Tensor
     positions: Tensor  # (B,) rows of the cache
     features: Tensor | None = None  # (B, …) a frozen backbone's output, in place of images

@@ -38,6 +38,15 @@ class Splitter(Protocol):
     def __call__(self, index: Index) -> Split: ...
 
 
+def split_within(splitter: Splitter, index: Index, limit: int | None) -> Split:
+    """The split of the whole index, or of a stratified subset of about `limit` rows, as rows of the whole."""
+    if limit is None or limit >= len(index):
+        return splitter(index)
+    rows = stratified_subset(index, limit)
+    part = splitter(index.subset(rows))
+    return Split(rows[part.train], rows[part.validation], rows[part.test], part.mixes_subjects)
+
+
 class Official:
     """The data set's own split. Where it has no validation part, a stratified share of train becomes it."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,9 @@ class Checkpoints(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, FerModule)
         if self.monitor not in pl_module.logged:
-            raise LearningError(f"monitor={self.monitor} is not logged; choices: {', '.join(pl_module.logged)}")
+            raise LearningError(
+                f"monitor={self.monitor} is not logged; choices: {', '.join(pl_module.logged)}"
+            )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, FerModule)
@@ -47,7 +48,9 @@ class Checkpoints(Callback):
             replace(self.best, lambda path: torch.save(pl_module.judged.state_dict(), path))
         replace(self.last, trainer.save_checkpoint)
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         frozen = {name for name, value in pl_module.named_parameters() if not value.requires_grad}
         checkpoint["state_dict"] = {
             name: value
@@ -65,7 +68,7 @@ class Checkpoints(Callback):
 def replace(path: Path, write: Any) -> None:
     part = path.with_name(path.name + ".part")
     write(part)
-    os.replace(part, path)
+    part.replace(path)
 
 
 class OneBar(ProgressBar):

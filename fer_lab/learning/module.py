@@ -10,19 +10,34 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from fer_lab.data.faces import Faces
 from fer_lab.learning.optimizers import parameter_groups
 from fer_lab.learning.tasks import Emotion
+from fer_lab.models.preprocess import Preprocess
 from fer_lab.models.weights import hold_frozen
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
 LossSum = tuple[Tensor, Tensor, int]
 Scores = Callable[[Tensor, Tensor], dict[str, float]]
 
 
 class Diverged(RuntimeError):
     """The loss stopped being a number; the text names the step and the settings that led there."""
+
+
+def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+    """Exponential average for AveragedModel that forgets the first steps faster: decay at most n / (n + 10)."""
+
+    @torch.no_grad()
+    def update(averages: Tensors, values: Tensors, count: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, values, 1 - min(decay, float(count) / (float(count) + 10)))
+        else:
+            torch._foreach_copy_(averages, values)  # batch norm's count of batches
+
+    return update
 
 
 class LearningError(ValueError):
@@ -42,7 +57,7 @@ class FerModule(pl.LightningModule):
         self,
         net: nn.Module,
         task: Emotion,
-        preprocess: nn.Module,
+        preprocess: Preprocess,
         optimizer: Callable[..., Optimizer],
         scores: Scores,
         scheduler: Callable[..., dict[str, Any]] | None = None,
@@ -53,7 +68,7 @@ class FerModule(pl.LightningModule):
         self.net, self.task, self.preprocess = net, task, preprocess
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.scores, self.seed = scores, seed
-        self.average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+        self.average = AveragedModel(net, multi_avg_fn=moving_average(ema), use_buffers=True) if ema else None
         self.train_sums: list[LossSum] = []
         self.outputs: list[tuple[Tensor, Tensor]] = []
 
@@ -72,7 +87,7 @@ class FerModule(pl.LightningModule):
         """Logits (B, K), or (V, B, K) where the images are V test-time views."""
         net = net if net is not None else self.net
         if faces.features is not None:
-            return net.head(faces.features)  # type: ignore[operator, union-attr]
+            return net.head(faces.features)  # type: ignore[operator]
         if faces.images.ndim == 4:
             return net(self.preprocess(faces.images))
         flat = net(self.preprocess(faces.images.flatten(0, 1)))
@@ -88,7 +103,9 @@ class FerModule(pl.LightningModule):
         if self.device.type == "cpu" or batch_idx % 50 == 0:  # reading a loss stalls a GPU
             self.refuse_divergence(loss)
         count = len(faces.labels)
-        self.train_sums.append((loss.detach() * count, self.task.correct(logits.detach(), faces.labels), count))
+        self.train_sums.append(
+            (loss.detach() * count, self.task.correct(logits.detach(), faces.labels), count)
+        )
         return loss
 
     def refuse_divergence(self, loss: Tensor) -> None:
@@ -150,4 +167,7 @@ class FerModule(pl.LightningModule):
             return optimizer
         epochs = self.trainer.max_epochs or 1
         steps = -(-int(self.trainer.estimated_stepping_batches) // epochs)
-        return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer, epochs=epochs, steps_per_epoch=steps)}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": self.make_scheduler(optimizer, epochs=epochs, steps_per_epoch=steps),
+        }

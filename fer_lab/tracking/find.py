@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from fer_lab.tracking.address import redacted, tracking_uri
-from fer_lab.tracking.record import SPOOL, TrackingError, run_folders
+from fer_lab.tracking.record import SPOOL, TrackingError
 from fer_lab.tracking.store import FORWARDED, first_line, forwarded, open_client
 
 
@@ -25,7 +25,7 @@ def find_run(spec: str, runs_dir: str | Path, uri: str | None = None) -> Path:
     for folder in (Path(wanted), runs_dir / wanted):
         if wanted and ((folder / SPOOL).exists() or (folder / "config.yaml").exists()):
             return folder
-    folders = run_folders(runs_dir)
+    folders = _folders(runs_dir)
     matches = [folder for folder in folders if wanted and folder.name.startswith(wanted)]
     matches = matches or [folder for folder in folders if wanted in _mlflow_ids(folder)]
     if len(matches) == 1:
@@ -38,6 +38,12 @@ def find_run(spec: str, runs_dir: str | Path, uri: str | None = None) -> Path:
     if re.fullmatch(r"[0-9a-f]{32}", wanted):
         return _download(wanted, runs_dir, tracking_uri(uri))
     raise TrackingError(f"run={spec} is not in {runs_dir}, and is no MLflow run id; {_hint(wanted, folders)}")
+
+
+def _folders(runs_dir: Path) -> list[Path]:
+    """Trained here or downloaded, oldest first."""
+    found = {path.parent for name in (SPOOL, FORWARDED) for path in runs_dir.glob(f"[!.]*/{name}")}
+    return sorted(found, key=lambda folder: (folder.stat().st_mtime, folder.name))
 
 
 def _mlflow_ids(folder: Path) -> Iterator[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -125,18 +125,16 @@ class Forwarder(threading.Thread):
     def _silent(self, error: Exception) -> None:
         if self.reachable is not False:
             log.warning(
-                "tracking store %s does not take the record (%s); training goes on, it is kept in %s",
+                "tracking store %s does not take the record (%s); training is not affected, it is kept in %s",
                 redacted(self.sender.uri), first_line(error), self.sender.folder,
             )  # fmt: skip
         self.reachable = False
 
     def close(self) -> None:
-        """Send the rest, as long as that gets on, and say what was left."""
+        """Send the rest, as long as that gets on, and say what was left. Ctrl-C ends the waiting."""
         self._closing.set()
-        offset = -1
-        while self.is_alive() and self.sender.offset != offset:
-            offset = self.sender.offset
-            self.join(self._patience())
+        with suppress(KeyboardInterrupt):
+            self._wait()
         pending = self.sender.pending()
         if pending:
             log.warning(
@@ -144,12 +142,21 @@ class Forwarder(threading.Thread):
                 pending, self.sender.record.name, self.sender.folder, self.sender.folder.parent,
             )  # fmt: skip
 
+    def _wait(self) -> None:
+        offset = self.sender.offset
+        self.join(PATIENCE_DOWN)
+        if self.is_alive() and self.reachable is not False:
+            log.warning("sending the rest of the record to %s (Ctrl-C leaves it)", redacted(self.sender.uri))
+            offset = -1
+        while self.is_alive() and self.sender.offset != offset:
+            offset = self.sender.offset
+            self.join(self._patience())
+
     def _patience(self) -> float:
         if self.reachable is False:
             return PATIENCE_DOWN
-        local = self.sender.uri.startswith(
-            "sqlite:"
-        )  # it answers, if only after others have made the database
+        # a local database does answer, if only after other processes have made it
+        local = self.sender.uri.startswith("sqlite:")
         return PATIENCE * (4 if local else 1) + self.sender.pending_bytes() / UPLOAD_RATE
 
 

@@ -41,6 +41,8 @@ STATUS = {
     "running": "RUNNING", "finished": "FINISHED", "pruned": "FINISHED",
     "failed": "FAILED", "diverged": "FAILED", "killed": "KILLED",
 }  # fmt: skip
+BATCH = {"metrics": 800, "params": 80, "tags": 80}
+"""Rows per call, below MLflow's limits of 1000, 100 and 100, of 1000 in all, and of 1 MB."""
 NUMBERS = ("params", "tags", "metrics")
 REFUSALS = (
     "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "BAD_REQUEST",
@@ -114,6 +116,7 @@ class Sender:
         self.reload()
 
     def reload(self) -> None:
+        """Read again what was sent, by whoever sent it."""
         entry = forwarded(self.folder).get(redacted(self.uri), {})
         self.offset: int = entry.get("offset", 0)
         self.run_id: str = entry.get("run_id", "")
@@ -121,6 +124,7 @@ class Sender:
         self._doubtful = True  # the last sending may have arrived without being noted
 
     def pending(self) -> int:
+        """Number of events that the store does not have."""
         return len(self.late) + sum(1 for _ in read_events(self.folder, self.offset))
 
     def pending_bytes(self) -> int:
@@ -167,17 +171,28 @@ class Sender:
         assert self._connection is not None
         experiment_id = self._connection.experiment_id
         self.record = RunRecord(self.folder)
-        mine = f"tags.`fer.id` = '{self.record.id}'"
-        found = self._client.search_runs([experiment_id], mine, run_view_type=ALL_RUNS, max_results=1)
-        if found:
-            self.run_id = found[0].info.run_id
-            self._check_active(found[0])
+        run = self._find(experiment_id)
+        if run is not None:
+            self.run_id = run.info.run_id
+            self._check_active(run)
             return
         tags = {"fer.id": self.record.id, "fer.run": self.record.name, "fer.signature": self.record.signature}
         started = next(event["time"] for event, _ in read_events(self.folder))
         run = self._client.create_run(experiment_id, start_time=started, tags=tags, run_name=self.record.name)
         self.run_id, self.late, self._doubtful = run.info.run_id, [], False
         self._note(0)
+
+    def _find(self, experiment_id: str) -> Run | None:
+        """The MLflow run of this folder, by the id noted here or, if that was lost, by the record's own."""
+        if self.run_id:
+            try:
+                return self._client.get_run(self.run_id)
+            except Exception as error:
+                if not _is_refusal(error):
+                    raise
+        mine = f"tags.`fer.id` = '{self.record.id}'"
+        found = self._client.search_runs([experiment_id], mine, run_view_type=ALL_RUNS, max_results=1)
+        return found[0] if found else None
 
     def _check_active(self, run: Run) -> None:
         if run.info.lifecycle_stage != "active":
@@ -196,7 +211,7 @@ class Sender:
                 log.warning(
                     "%s of run %s is sent later: %s", events[0]["path"], self.record.name, first_line(error)
                 )
-            elif getattr(error, "error_code", "") not in REFUSALS:
+            elif not _is_refusal(error):
                 raise
             elif len(events) == 1:
                 log.warning("MLflow refuses a part of %s: %s", self.folder, first_line(error))
@@ -226,28 +241,21 @@ class Sender:
     def _send_numbers(self, events: list[Event]) -> None:
         from mlflow.entities import Metric, Param, RunTag
 
-        params = {
-            _key(k): str(v)[:6000] for e in events if e["event"] == "params" for k, v in e["values"].items()
-        }
-        tags = {
-            _key(k): str(v)[:8000] for e in events if e["event"] == "tags" for k, v in e["values"].items()
-        }
-        metrics = [
-            Metric(_key(key), float(value), event["time"], event["step"])
-            for event in events
-            if event["event"] == "metrics"
-            for key, value in event["values"].items()
-        ]
+        def values(kind: str) -> Iterator[tuple[Event, str, Any]]:
+            chosen = (event for event in events if event["event"] == kind)
+            return ((event, _key(key), value) for event in chosen for key, value in event["values"].items())
+
+        metrics = [Metric(key, float(v), event["time"], event["step"]) for event, key, v in values("metrics")]
+        params = {key: Param(key, str(value)[:6000]) for _, key, value in values("params")}
+        tags = {key: RunTag(key, str(value)[:8000]) for _, key, value in values("tags")}
         if metrics and self._doubtful:
             metrics = self._unknown(metrics)
-        rows = (metrics, [Param(*item) for item in params.items()], [RunTag(*item) for item in tags.items()])
-        for number in range(max(-(-len(metrics) // 800), -(-len(rows[1]) // 80), -(-len(rows[2]) // 80))):
-            self._client.log_batch(
-                self.run_id,
-                metrics=metrics[number * 800 : number * 800 + 800],
-                params=rows[1][number * 80 : number * 80 + 80],
-                tags=rows[2][number * 80 : number * 80 + 80],
-            )
+        rows: dict[str, list[Any]] = {
+            "metrics": metrics, "params": list(params.values()), "tags": list(tags.values())
+        }  # fmt: skip
+        for call in range(max(-(-len(rows[kind]) // size) for kind, size in BATCH.items())):
+            part = {kind: rows[kind][call * size : (call + 1) * size] for kind, size in BATCH.items()}
+            self._client.log_batch(self.run_id, **part)
 
     def _unknown(self, metrics: Sequence[Metric]) -> list[Metric]:
         known = self._client.get_run(self.run_id).data.metrics
@@ -305,13 +313,17 @@ def _key(name: str) -> str:
     return posixpath.normpath(re.sub(r"[^\w\-./: ]", "_", name)).lstrip("/.")[:250]
 
 
+def _is_refusal(error: Exception) -> bool:
+    return getattr(error, "error_code", "") in REFUSALS
+
+
 def first_line(error: BaseException) -> str:
     """What went wrong, short enough for one line of a terminal."""
     line = (str(error).splitlines() or [type(error).__name__])[0]
-    cause = (
-        re.search(r"\[Errno -?\d+\] [^\"')(]+|timed out", line) if line.startswith("API request") else None
-    )
-    return (cause[0] if cause else line)[:300].strip()
+    if line.startswith("API request"):  # urllib3's whole history of the attempt
+        cause = re.search(r"\[Errno -?\d+\] [^\"')(]+|timed out", line)
+        line = cause[0].strip() if cause else line
+    return line[:300]
 
 
 @contextmanager
@@ -329,9 +341,8 @@ def owes(folder: Path, uri: str) -> bool:
     """Whether the store still misses a part of the record (or its last line is not whole yet)."""
     entry = forwarded(folder).get(redacted(uri), {})
     spool = folder / SPOOL
-    return bool(entry.get("late")) or entry.get("offset", 0) != (
-        spool.stat().st_size if spool.exists() else 0
-    )
+    size = spool.stat().st_size if spool.exists() else 0
+    return bool(entry.get("late")) or entry.get("offset", 0) != size
 
 
 def forwarded(folder: Path) -> dict[str, dict[str, Any]]:

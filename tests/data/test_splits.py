@@ -22,7 +22,9 @@ def jaffe(subjects: bool = True) -> Index:
 
 def official() -> Index:
     usages = ["train"] * 60 + ["validation"] * 20 + ["test"] * 20
-    return Index.of("set", ("a", "b"), [Item(str(row), row % 2, None, usage) for row, usage in enumerate(usages)])
+    return Index.of(
+        "set", ("a", "b"), [Item(str(row), row % 2, None, usage) for row, usage in enumerate(usages)]
+    )
 
 
 def test_holdout_by_image_gives_r0s_189_and_24_stratified():

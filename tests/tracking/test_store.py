@@ -4,6 +4,7 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import subprocess
 import sys
 import time
@@ -170,7 +171,7 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(tmp_path, uri, client):
     sync_run(folder, uri)
     killed = the_run(client, folder, uri)
     assert (killed.info.status, killed.data.tags["fer.state"]) == ("KILLED", "killed")
-    with open_run(tmp_path, "resumed", "sig") as record, tracked(record, uri, "resumed") as forwarder:
+    with open_run(tmp_path, "resumed", "sig") as record, tracked(record, uri, "renamed") as forwarder:
         assert record.standing == "interrupted"
         for epoch in range(1, 5):
             record.metrics({"loss": 1.0}, epoch)
@@ -216,6 +217,38 @@ def test_four_processes_at_once_on_a_fresh_database(tmp_path, capfd):
     assert sorted(run.info.run_name for run in runs) == ["r0", "r1", "r2", "r3"]
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert all(history(client, run.info.run_id) == [0, 1, 2] for run in runs)
+
+
+STUBBORN = """
+import sys
+import time
+from fer_lab.tracking.record import open_run, read_events
+from fer_lab.tracking.forward import tracked
+with open_run(sys.argv[1], "stubborn", "sig") as record, tracked(record, sys.argv[2], "stubborn"):
+    steps = [event["step"] for event, _ in read_events(record.folder) if event["event"] == "metrics"]
+    print("trains", flush=True)
+    for epoch in range(max([3, *steps]) - 3, 400):
+        record.metrics({"loss": epoch, "accuracy": 0.5}, epoch)
+        time.sleep(0.01)
+"""
+
+
+@pytest.mark.long
+def test_killed_again_and_again_every_point_arrives_once(tmp_path, uri, client):
+    chance = random.Random(7)
+    command = [sys.executable, "-c", STUBBORN, str(tmp_path), uri]
+    for _ in range(12):
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(chance.uniform(0, 4))
+            process.kill()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    run = the_run(client, tmp_path / "stubborn", uri)
+    runs = client.search_runs([run.info.experiment_id])
+    assert [len(runs), run.info.status] == [1, "FINISHED"]
+    for key in ("loss", "accuracy"):
+        assert history(client, run.info.run_id, key) == list(range(400))
 
 
 def test_a_deleted_experiment_is_named_with_both_ways_out_and_the_run_goes_on(tmp_path, uri, client, caplog):

@@ -1,0 +1,94 @@
+"""Every yaml is composed, and what it names is built and used: a choice that cannot run is not offered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from fer_lab.build import build_data, build_module, instantiate, targets
+from fer_lab.cli import CONF, UsageError
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+GROUPS = (
+    "augment",
+    "balance",
+    "data",
+    "model",
+    "optimizer",
+    "recipe",
+    "scheduler",
+    "split",
+    "task",
+    "trainer",
+)
+CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+SMALL = ["data.source.train=42", "data.source.validation=14", "data.source.test=14", "data.size=32"]
+
+
+def composed(*overrides: str, tmp_path: Path) -> DictConfig:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose(
+            "train", overrides=[f"cache_dir={tmp_path}", *overrides], return_hydra_config=True
+        )
+    HydraConfig.instance().set_config(cfg)
+    return cfg
+
+
+def data_of(choice: str, tmp_path: Path) -> list[str]:
+    """Overrides that give a data set something to read: its own layout, drawn."""
+    from fer_lab.data import draw
+
+    root = tmp_path / choice
+    if choice == "jaffe":
+        draw.write_jaffe(root)
+    elif choice == "fer2013":
+        draw.write_fer2013_folders(root, {"train": 42, "validation": 14, "test": 14})
+    elif choice == "folder":
+        draw.write_folder(root, {"train": 42, "validation": 14, "test": 14})
+    else:
+        return SMALL
+    return [f"data.root={root}", "data.size=32"]
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda word: str(word))
+def test_every_choice_composes_and_makes_a_step(group, choice, tmp_path):
+    words = [f"{group}={choice}"]
+    if group == "recipe":
+        data = str(composed(*words, tmp_path=tmp_path).hydra.runtime.choices.data)
+    else:
+        data = choice if group == "data" else "synthetic"
+    cfg = composed(
+        *words, *data_of(data, tmp_path), "model.weights=null", "data.batch_size=8", tmp_path=tmp_path
+    )
+    instantiate(cfg.trainer, accelerator="cpu", logger=False) if choice != "gpu" else None
+    face_data = build_data(cfg)
+    module = build_module(cfg, face_data, None)
+    batch = next(iter(face_data.train_dataloader()))
+    faces = face_data.prepare(batch, training=True)
+    loss = module.task.loss(module.train()(faces), faces.labels)
+    loss.backward()
+    optimizer = module.make_optimizer([weight for weight in module.net.parameters() if weight.requires_grad])
+    optimizer.step()
+    if module.make_scheduler:
+        assert module.make_scheduler(optimizer, epochs=2, steps_per_epoch=3)["scheduler"]
+    assert torch.isfinite(loss)
+
+
+def test_a_yaml_may_name_nothing_outside_the_project():
+    for path in CONF.rglob("*.yaml"):
+        for target in targets(OmegaConf.load(path)):
+            assert target.startswith(("fer_lab.", "torch.optim.", "pytorch_lightning.Trainer")), (
+                path,
+                target,
+            )
+    for bad in ("os.system", "fer_lab.cli.os.system", "fer_lab.data.faces.hashlib.sha256", "builtins.eval"):
+        with pytest.raises(UsageError, match="is not part of fer_lab|cannot be loaded"):
+            instantiate({"inner": [{"_target_": bad, "command": "true"}]})
+
+
+def test_yamls_are_short():
+    lengths = sorted(len(path.read_text().splitlines()) for path in CONF.rglob("*.yaml"))
+    assert lengths[len(lengths) // 2] <= 12
