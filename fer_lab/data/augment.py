@@ -95,6 +95,9 @@ class Augment:
             self.views is None or (self.views >= 1 and not self.mixup),
             "1 or more (without mixup) or null",
         )
+        starts = [start for start, _ in self.resolutions]
+        rising = not starts or (starts[0] == 0 and starts == sorted(starts) and starts[-1] < 1)
+        fine["resolutions"] = (rising, "(fraction of the epochs, side) pairs, fractions rising from 0")
         fine["padding"] = (self.padding in PADDINGS, " or ".join(PADDINGS))
         wrong = [
             f"{name}={getattr(self, name)} (expected {what})"
@@ -182,14 +185,13 @@ class Augment:
         side = self._side(images)
         side = round(side * 11 / 12) if many and self.crop is None else side
         room = images.shape[-1] - side
-        centre = (round(room / 2), round(room / 2))
-        corners = [(0, 0), (0, room), (room, 0), (room, room)] if many else []
-        views = [unit_range(images[..., y : y + side, x : x + side]) for y, x in [*corners, centre]]
-        if kind == "ten":  # the crops of the mirror image, so left and right change places
-            views += [views[position].flip(-1) for position in (1, 0, 3, 2, 4)]
-        elif kind == "flip":
-            views.append(views[0].flip(-1))
-        return torch.stack(views)
+        corners = [(round(room / 2), round(room / 2))]
+        if many:
+            corners = [(0, 0), (0, room), (room, 0), (room, room), *corners]
+        whole = [images, images.flip(-1)] if kind in ("flip", "ten") else [images]
+        return unit_range(
+            torch.stack([faces[..., y : y + side, x : x + side] for faces in whole for y, x in corners])
+        )
 
     def _side(self, images: Tensor) -> int:
         height, width = images.shape[-2:]

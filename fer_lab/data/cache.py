@@ -223,8 +223,8 @@ def _compact(path: Path, kept: NDArray[np.int64]) -> None:
     """Move the kept rows together and cut the file behind them; no second copy on the disk."""
     images = np.lib.format.open_memmap(path, "r+")
     offset, shape = images.offset, (len(kept), *images.shape[1:])
-    for start in range(0, len(kept), 1024):
-        rows = kept[start : start + 1024]
+    for start, stop in _pieces(len(kept), images):
+        rows = kept[start:stop]
         images[start : start + len(rows)] = images[rows]
     images.flush()
     del images
@@ -236,11 +236,17 @@ def _compact(path: Path, kept: NDArray[np.int64]) -> None:
         file.truncate(offset + int(np.prod(shape)))
 
 
+def _pieces(rows: int, images: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
+    """Runs of rows of about 16 MB."""
+    step = max(1, 2**24 // int(np.prod(images.shape[1:])))
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+
 def _digest(index: Index, path: Path) -> str:
     total = hashlib.sha256(json.dumps([index.classes, index.names, index.labels.tolist()]).encode())
     images = np.load(path, mmap_mode="r")
-    for start in range(0, len(images), 1024):
-        total.update(images[start : start + 1024].tobytes())
+    for start, stop in _pieces(len(images), images):
+        total.update(images[start:stop].tobytes())
     return total.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""A residual net small enough to learn 48x48 faces on a CPU."""
+"""A residual net small enough to learn faces of 48x48 on a CPU in a quarter of an hour."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.nn import functional
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions with batch norm around a shortcut; `stride` 2 halves the side."""
+    """Two 3x3 convolutions with batch norm around a shortcut; `stride` 2 halves the side (rounding up)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
@@ -15,11 +15,12 @@ class Residual(nn.Module):
         self.first_norm = nn.BatchNorm2d(outputs)
         self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.second_norm = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential()
+        nn.init.zeros_(self.second_norm.weight)  # every block begins as its shortcut
+        self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.AvgPool2d(stride, ceil_mode=True), nn.Conv2d(inputs, outputs, 1, bias=False)
-            )
+            halve = [nn.AvgPool2d(stride, ceil_mode=True)] if stride > 1 else []
+            widen = nn.Conv2d(inputs, outputs, 1, bias=False)
+            self.shortcut = nn.Sequential(*halve, widen, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = functional.relu(self.first_norm(self.first(x)), inplace=True)
@@ -27,25 +28,26 @@ class Residual(nn.Module):
 
 
 class Small(nn.Module):
-    """Images (B, channels, size, size), an even side -> logits (B, classes); 0.39 M parameters.
+    """Images (B, channels, H, W) of any side from 8 -> logits (B, classes); 0.31 M parameters.
 
-    The stem folds 2x2 pixels into channels, so the stages see sides of 24, 12 and 6 for a face of 48;
-    features are (B, 96).
+    The stem halves the side at once, so that the wide layers see 24, 12 and 6 for a face of 48; features (B, 128).
     """
 
     def __init__(self, *, classes: int, size: int, channels: int = 1, dropout: float = 0.0) -> None:
         super().__init__()
-        if size % 2:
-            raise ValueError(f"Small folds 2x2 pixels, so the side must be even, not {size}")
-        stem = nn.Sequential(
-            nn.PixelUnshuffle(2),
-            nn.Conv2d(4 * channels, 32, 3, padding=1, bias=False),
+        if size < 8:
+            raise ValueError(f"faces of {size} pixels vanish in Small's three halvings; the side must be >= 8")
+        self.backbone = nn.Sequential(
+            nn.Conv2d(channels, 32, 5, stride=2, padding=2, bias=False),
             nn.BatchNorm2d(32),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
+            Residual(32, 32),
+            Residual(32, 64, stride=2),
+            Residual(64, 128, stride=2),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
         )
-        stages = Residual(32, 32), Residual(32, 64, 2), Residual(64, 96, 2), Residual(96, 96)
-        self.backbone = nn.Sequential(stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(96, classes))
+        self.head = nn.Sequential(nn.Dropout(dropout), nn.Linear(128, classes))
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.backbone(images))

@@ -255,7 +255,7 @@ class Sender:
         }  # fmt: skip
         for call in range(max(-(-len(rows[kind]) // size) for kind, size in BATCH.items())):
             part = {kind: rows[kind][call * size : (call + 1) * size] for kind, size in BATCH.items()}
-            self._client.log_batch(self.run_id, **part)
+            self._client.log_batch(self.run_id, part["metrics"], part["params"], part["tags"])
 
     def _unknown(self, metrics: Sequence[Metric]) -> list[Metric]:
         known = self._client.get_run(self.run_id).data.metrics

@@ -234,11 +234,27 @@ def test_test_views_equal_torchvisions_crops(crop):
 def test_test_views_without_crop():
     images = faces()
     assert torch.equal(Augment(rotation=10).test_views(images)[0], images / 255)
-    for kind in ("five", "ten"):
-        with pytest.raises(DataError, match=r"need augment.crop"):
-            Augment().test_views(images, kind)
-    with pytest.raises(DataError, match=r"'six' do not exist; choices: none, flip, five, ten"):
+    ten = torch.stack(list(tv.ten_crop(images / 255, [44, 44])))  # 11/12 of 48
+    torch.testing.assert_close(Augment().test_views(images, "ten"), ten)
+    with pytest.raises(DataError, match=r"views=six: no such test views; choices: none, flip, five, ten"):
         Augment().test_views(images, "six")
+
+
+def test_a_lower_resolution_samples_the_same_view_at_fewer_points():
+    images = torch.nn.functional.interpolate(faces(side=6) / 255, 48, mode="bicubic").clamp(0, 1)  # smooth
+    augment = Augment(rotation=15, shift=0.1, zoom=(0.9, 1.1), flip=0.5)
+    draws = augment.draw(len(images), generator())
+    whole, half = augment.apply(images, draws), augment.apply(images, draws, resolution=24)
+    assert half.shape[-1] == 24
+    torch.testing.assert_close(half, torch.nn.functional.avg_pool2d(whole, 2), atol=0.03, rtol=0)
+
+
+def test_resolutions_hold_from_their_fraction_of_the_epochs_on():
+    augment = Augment(resolutions=[(0, 32), (0.375, 40), (0.667, 48)])
+    assert [augment.resolution(epoch / 24) for epoch in (0, 8, 9, 15, 16, 17, 23)] == [32, 32, 40, 40, 40, 48, 48]
+    assert Augment().resolution(0.5) is None
+    with pytest.raises(DataError, match="resolutions"):
+        Augment(resolutions=[(0.5, 32)])
 
 
 @pytest.mark.parametrize(
