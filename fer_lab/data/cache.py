@@ -188,7 +188,8 @@ class _Shelf:
 def _opened(place: Path) -> Cache:
     """Raises OSError, ValueError or KeyError where the folder is absent or was cut short."""
     facts = json.loads((place / "index.json").read_text("utf-8"))
-    images = np.load(place / "images.npy", mmap_mode="r")
+    # copy-on-write: torch refuses read-only arrays, and the file stays as it is
+    images = np.load(place / "images.npy", mmap_mode="c")
     index = Index(
         name=facts["name"],
         classes=tuple(facts["classes"]),

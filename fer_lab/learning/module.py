@@ -93,6 +93,9 @@ class FerModule(pl.LightningModule):
         flat = net(self.preprocess(faces.images.flatten(0, 1)))
         return flat.unflatten(0, faces.images.shape[:2])
 
+    def on_fit_start(self) -> None:
+        self.train()  # Lightning leaves modes as they are, and a frozen batch norm must not learn
+
     def on_train_batch_start(self, batch: Faces, batch_idx: int) -> None:
         if batch_idx == 0:  # dropout repeats itself when an interrupted epoch is trained again
             torch.manual_seed(1_000_003 * self.seed + self.current_epoch)

@@ -46,7 +46,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[dict[str, Any]],
+        params: Iterable[Tensor | dict[str, Any]],
         lr: float = 0.08,
         adam_lr: float = 4e-3,
         momentum: float = 0.9,
@@ -55,7 +55,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         if lr <= 0 or adam_lr <= 0:
             raise ValueError(f"lr={lr} and adam_lr={adam_lr} must be above 0")
-        every = [parameter for group in params for parameter in group["params"]]
+        every = [one for part in params for one in (part["params"] if isinstance(part, dict) else [part])]
         inner = [parameter for parameter in every if parameter.ndim == 4 and parameter.shape[1] > 3]
         rest = [parameter for parameter in every if not (parameter.ndim == 4 and parameter.shape[1] > 3)]
         groups = [{"params": inner, "lr": lr, "adam": False}, {"params": rest, "lr": adam_lr, "adam": True}]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fer_lab.learning.optimizers import SGDW, parameter_groups
+from fer_lab.learning.optimizers import SGDW, Muon, parameter_groups
 from fer_lab.models.small import Small
 from fer_lab.models.weights import freeze
 
@@ -109,3 +109,23 @@ def test_frozen_parameters_are_left_out_and_the_optimizers_decay_is_the_default(
     ]
     net.head[1].bias.requires_grad_(False)
     assert len(parameter_groups(net)) == 1
+
+
+def test_muon_moves_inner_convolutions_by_a_nearly_orthogonal_step_and_the_rest_by_adam():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.Conv2d(8, 16, 3), torch.nn.Conv2d(16, 4, 1))
+    before = [weight.detach().clone() for weight in net.parameters()]
+    optimizer = Muon(net.parameters(), lr=0.1, adam_lr=0.01, weight_decay=0.0)
+    twin = torch.optim.Adam([before[0].clone().requires_grad_()], lr=0.01, betas=(0.9, 0.99))
+    for weight in net.parameters():
+        weight.grad = torch.randn_like(weight)
+    twin.param_groups[0]["params"][0].grad = next(iter(net.parameters())).grad.clone()
+    optimizer.step()
+    twin.step()
+    torch.testing.assert_close(next(iter(net.parameters())), twin.param_groups[0]["params"][0])
+    moved = (net[1].weight - before[2]).detach().flatten(1) / -0.1
+    values = torch.linalg.svdvals(moved)  # (16, 72): orthonormal rows have singular values of 1
+    assert 0.3 < values.min() and values.max() < 1.6
+    gradient = net[1].weight.grad.flatten(1)
+    left, _, right = torch.linalg.svd(gradient, full_matrices=False)
+    assert torch.nn.functional.cosine_similarity(moved.flatten(), (left @ right).flatten(), dim=0) > 0.95
