@@ -144,7 +144,9 @@ def value_fault(override: Override, groups: list[str], config_name: str) -> str 
             known = [*keys(base), *(path.name for path in CONF.iterdir() if path.is_dir())]
             if key in known:
                 return f"{override.input_line}: {str(error).splitlines()[0]}"
-            return f"{key}: no such key{near(key, known)}; `--help` lists all"
+            target = OmegaConf.select(base, f"{key.rpartition('.')[0]}._target_") if "." in key else None
+            more = f" or, if {target} takes it, +{override.input_line}" if target else ""
+            return f"{key}: no such key{near(key, known)}; `--help` lists all{more}"
     return None
 
 

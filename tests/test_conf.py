@@ -7,10 +7,11 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
-from fer_lab.build import build_data, build_module, instantiate, targets
-from fer_lab.cli import CONF, UsageError
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+
+from fer_lab.build import build_data, build_module, instantiate, targets
+from fer_lab.cli import CONF, UsageError
 
 GROUPS = (
     "augment",
@@ -85,7 +86,7 @@ def test_a_yaml_may_name_nothing_outside_the_project():
                 target,
             )
     for bad in ("os.system", "fer_lab.cli.os.system", "fer_lab.data.faces.hashlib.sha256", "builtins.eval"):
-        with pytest.raises(UsageError, match="is not part of fer_lab|cannot be loaded"):
+        with pytest.raises(UsageError, match=r"is not part of fer_lab|cannot be loaded"):
             instantiate({"inner": [{"_target_": bad, "command": "true"}]})
 
 

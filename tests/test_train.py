@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
+
 from fer_lab.tracking.record import read_events
 
 

@@ -25,7 +25,9 @@ class Preprocess(nn.Module):
     ) -> None:
         super().__init__()
         if len(mean) != channels or len(std) != channels or min(std) <= 0:
-            raise ValueError(f"mean={list(mean)} and std={list(std)} must be {channels} numbers each, std above 0")
+            raise ValueError(
+                f"mean={list(mean)} and std={list(std)} must be {channels} numbers each, std above 0"
+            )
         self.channels, self.per_image = channels, per_image
         for name, values in (("mean", mean), ("std", std), ("grey", (0.299, 0.587, 0.114))):
             self.register_buffer(name, torch.tensor(list(values)).view(1, -1, 1, 1), persistent=False)
@@ -33,7 +35,9 @@ class Preprocess(nn.Module):
     @property
     def signature(self) -> str:
         """Changes with anything that changes the result."""
-        return repr((self.channels, self.per_image, self.mean.flatten().tolist(), self.std.flatten().tolist()))
+        return repr(
+            (self.channels, self.per_image, self.mean.flatten().tolist(), self.std.flatten().tolist())
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[1] == 3 and self.channels == 1:

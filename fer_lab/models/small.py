@@ -36,7 +36,9 @@ class Small(nn.Module):
     def __init__(self, *, classes: int, size: int, channels: int = 1, dropout: float = 0.0) -> None:
         super().__init__()
         if size < 8:
-            raise ValueError(f"faces of {size} pixels vanish in Small's three halvings; the side must be >= 8")
+            raise ValueError(
+                f"faces of {size} pixels vanish in Small's three halvings; the side must be >= 8"
+            )
         self.backbone = nn.Sequential(
             nn.Conv2d(channels, 32, 5, stride=2, padding=2, bias=False),
             nn.BatchNorm2d(32),

@@ -251,7 +251,15 @@ def test_a_lower_resolution_samples_the_same_view_at_fewer_points():
 
 def test_resolutions_hold_from_their_fraction_of_the_epochs_on():
     augment = Augment(resolutions=[(0, 32), (0.375, 40), (0.667, 48)])
-    assert [augment.resolution(epoch / 24) for epoch in (0, 8, 9, 15, 16, 17, 23)] == [32, 32, 40, 40, 40, 48, 48]
+    assert [augment.resolution(epoch / 24) for epoch in (0, 8, 9, 15, 16, 17, 23)] == [
+        32,
+        32,
+        40,
+        40,
+        40,
+        48,
+        48,
+    ]
     assert Augment().resolution(0.5) is None
     with pytest.raises(DataError, match="resolutions"):
         Augment(resolutions=[(0.5, 32)])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from fer_lab.data.balance import Balance
 from fer_lab.data.faces import DataError
 

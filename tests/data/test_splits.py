@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+
 from fer_lab.data.faces import DataError, Index, Item
 from fer_lab.data.splits import Holdout, KFold, LeaveOneSubjectOut, Official, stratified_subset
 

@@ -6,9 +6,10 @@ import hydra
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra.core.hydra_config import HydraConfig
+
 from fer_lab.build import build_data, build_module, use_frozen_features
 from fer_lab.cli import CONF
-from hydra.core.hydra_config import HydraConfig
 
 
 def history(tmp_path, cached: bool, *words: str) -> list[dict[str, float]]:
@@ -41,7 +42,9 @@ def history(tmp_path, cached: bool, *words: str) -> list[dict[str, float]]:
     return losses
 
 
-@pytest.mark.parametrize("words", [("augment=none",), ("augment=standard", "augment.views=3")], ids=["plain", "views"])
+@pytest.mark.parametrize(
+    "words", [("augment=none",), ("augment=standard", "augment.views=3")], ids=["plain", "views"]
+)
 def test_cached_features_give_the_losses_of_the_images(tmp_path, words):
     looking, cached, reused = (history(tmp_path, flag, *words) for flag in (False, True, True))
     assert len(cached) == 3
@@ -52,13 +55,22 @@ def test_cached_features_give_the_losses_of_the_images(tmp_path, words):
 
 
 def test_features_are_not_used_where_the_backbone_sees_something_new_each_time(tmp_path):
-    for words in (("augment=standard",), ("augment=none", "model.freeze=none"), ("augment=none", "augment.mixup=0.2")):
+    for words in (
+        ("augment=standard",),
+        ("augment=none", "model.freeze=none"),
+        ("augment=none", "augment.mixup=0.2"),
+    ):
         with pytest.raises(AssertionError):
             history(tmp_path, True, *words)
 
 
 def test_other_weights_data_or_views_get_other_features(tmp_path):
-    for words in (("augment=none",), ("augment=none", "seed=1"), ("augment=none", "data.source.seed=1"), ("augment=light", "augment.views=2")):
+    for words in (
+        ("augment=none",),
+        ("augment=none", "seed=1"),
+        ("augment=none", "data.source.seed=1"),
+        ("augment=light", "augment.views=2"),
+    ):
         history(tmp_path, True, *words)
     assert len(list((tmp_path / "features").glob("*/features.npy"))) == 4
     assert torch.isfinite(torch.tensor(list(history(tmp_path, True, "augment=none")[0].values()))).all()

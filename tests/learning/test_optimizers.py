@@ -93,7 +93,7 @@ def test_only_kernels_and_matrices_decay():
     assert "head.1.weight" in names
     assert {named.pop(id(parameter)) for parameter in steady["params"]} >= {
         "head.1.bias",
-        "backbone.0.2.weight",
+        "backbone.1.weight",
     }
     assert not named, "every parameter is in one group"
 
@@ -125,7 +125,7 @@ def test_muon_moves_inner_convolutions_by_a_nearly_orthogonal_step_and_the_rest_
     torch.testing.assert_close(next(iter(net.parameters())), twin.param_groups[0]["params"][0])
     moved = (net[1].weight - before[2]).detach().flatten(1) / -0.1
     values = torch.linalg.svdvals(moved)  # (16, 72): orthonormal rows have singular values of 1
-    assert 0.3 < values.min() and values.max() < 1.6
+    assert values.min() > 0.3 and values.max() < 1.6
     gradient = net[1].weight.grad.flatten(1)
     left, _, right = torch.linalg.svd(gradient, full_matrices=False)
     assert torch.nn.functional.cosine_similarity(moved.flatten(), (left @ right).flatten(), dim=0) > 0.95

@@ -31,7 +31,9 @@ def test_forward_is_the_head_after_the_backbone_and_every_parameter_learns(name)
     net = make(size)
     for layer in net.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
-            torch.nn.init.ones_(layer.weight)  # a norm that starts at 0 keeps gradients from what is before it
+            torch.nn.init.ones_(
+                layer.weight
+            )  # a norm that starts at 0 keeps gradients from what is before it
     images = torch.randn(4, channels, size, size)
     loss = torch.nn.functional.cross_entropy(net(images), torch.tensor([0, 1, 2, 3]))
     loss.backward()

@@ -1,0 +1,156 @@
+"""python -m fer_lab.bench [data.root=PATH] [part=step,data,…]: time training against its peers.
+
+    step      a training step through our stack against a bare PyTorch loop of the same work
+    data      augmented images per second against torchvision's ImageFolder, v2 transforms and DataLoader
+    features  an epoch of frozen VGG19 on cached features against recomputing them
+    startup   --help against an empty Hydra app; `fit` against importing Lightning and MLflow
+    memory    peak of a whole run, and growth over its epochs
+
+Each part says in its file what it compares. Peers take turns in one process (or as alternating processes), the
+first round is dropped, results are checked before anything is timed; a figure is the median over the repeats of
+the ratio within a round, with its lowest and highest. Where both sides use the same threads the ratio is of CPU
+seconds (user + sys), which other people's work on the machine disturbs least; the wall time stands beside it.
+fer_lab/results/train.json holds all of it, train.md the table; a part that is run again replaces its own figures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from fer_lab.cli import ROOT, UsageError, main
+
+PARTS = ("step", "data", "features", "startup", "memory")
+
+
+def bench(cfg: DictConfig) -> None:
+    """Runs the parts asked for and writes each one's figures as soon as they are there."""
+    from fer_lab.benchmarks.setting import Setting
+
+    parts = [cfg.part] if isinstance(cfg.part, str) else list(cfg.part)
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise UsageError(f"part={','.join(unknown)}; choices: {', '.join(PARTS)}")
+    root = Path(cfg.data.root).expanduser().resolve() if cfg.data.root else None
+    if root is not None and not (root / "train").is_dir():
+        raise UsageError(
+            f"data.root={cfg.data.root} has no folder train/; give FER2013 as folders train/ and test/"
+        )
+    output = ROOT / cfg.output
+    for part in parts:
+        with tempfile.TemporaryDirectory(prefix="fer_lab_bench_", ignore_cleanup_errors=True) as place:
+            setting = Setting(Path(place), Path(cfg.cache_dir).absolute(), root, cfg.threads, cfg.drawn)
+            taken = circumstances(Path(place))
+            print(f"{part} …", flush=True)
+            measure = import_module(f"fer_lab.benchmarks.{part}").measure
+            figures = []
+            for figure in measure(setting, **cfg.sizes[part]):
+                figures.append(figure.facts())
+                print(f"  {sentence(figures[-1])}", flush=True)
+        write(output, part, {"taken": taken, "sizes": dict(cfg.sizes[part]), "figures": figures})
+    print(f"written to {output / 'train.md'} and train.json")
+
+
+def circumstances(place: Path) -> dict[str, Any]:
+    """Date, load, and what every run is tagged with: machine, versions, commit and command."""
+    from fer_lab.tracking.environment import log_environment
+    from fer_lab.tracking.record import open_run, read_events
+
+    with open_run(place, "circumstances") as record:
+        log_environment(record, ROOT)
+    tags: dict[str, Any] = {}
+    for event, _ in read_events(place / "circumstances"):
+        tags |= event["values"] if event["event"] == "tags" else {}
+    kept = {key: value for key, value in tags.items() if not key.startswith("mlflow.")}
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"date": date, "load_average": [round(load, 2) for load in os.getloadavg()], **kept}
+
+
+def sentence(facts: Mapping[str, Any]) -> str:
+    """One figure for the terminal."""
+    if facts["target_is_for"] == "value":
+        found, spread = f"{facts['value']} {facts['unit']}", facts["spread"]["value"]
+    else:
+        found = (
+            f"{facts['ratio']}x ({facts['value']} / {facts['baseline']} {facts['unit']}, {facts['clock']})"
+        )
+        spread = facts["spread"]["ratio"]
+    verdict = {True: "met", False: "MISSED", None: "no target"}[facts["met"]]
+    return f"{facts['name']}: {found}, {spread[0]}..{spread[1]} over {facts['repeats']}, target {facts['target']}: {verdict}"
+
+
+def write(output: Path, part: str, result: Mapping[str, Any]) -> None:
+    path = output / "train.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    found = {name: result if name == part else known[name] for name in PARTS if name == part or name in known}
+    output.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")
+    (output / "train.md").write_text(table(found))
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The results as Markdown: a row per figure, then when and where each part was taken."""
+    lines = [
+        "# Speed of training",
+        "",
+        "Written by `make bench-train` (`python -m fer_lab.bench`); each part's file in `fer_lab/benchmarks` says what is compared. "
+        "Medians over the repeats, with [lowest, highest]; a ratio is taken within each round.",
+        "",
+        "| figure | ours | peer | ratio | target | met |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results.values():
+        lines += [row(facts) for facts in result["figures"]]
+    lines += ["", "What was measured:", ""]
+    lines += [
+        f"- {facts['name']}: {facts['what']}; {facts['repeats']} repeats"
+        for result in results.values()
+        for facts in result["figures"]
+    ]
+    lines += [
+        "",
+        "| part | date | commit | machine | load before | torch | command |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [origin(part, result["taken"]) for part, result in results.items()]
+    return "\n".join(lines) + "\n"
+
+
+def row(facts: Mapping[str, Any]) -> str:
+    def cell(key: str, unit: str) -> str:
+        value, spread = facts[key], facts["spread"][key]
+        return "–" if value is None else f"{value:,}{unit} [{spread[0]:,}, {spread[1]:,}]"
+
+    met = {True: "yes", False: "no", None: "–"}[facts["met"]]
+    name = facts["name"] + (f" ({facts['clock']})" if facts["clock"] else "")
+    unit = f" {facts['unit']}"
+    return f"| {name} | {cell('value', unit)} | {cell('baseline', unit)} | {cell('ratio', '')} | {facts['target'] or '–'} | {met} |"
+
+
+def origin(part: str, taken: Mapping[str, Any]) -> str:
+    commit = taken.get("git.commit", "unknown")[:10] + (
+        " and changes" if taken.get("git.dirty") == "true" else ""
+    )
+    machine = f"{taken['machine.cpu']}, {taken['machine.cores']} cores, {taken.get('machine.memory', '')}"
+    return f"| {part} | {taken['date']} | {commit} | {machine} | {taken['load_average'][0]} | {taken['version.torch']} | `{taken['command']}` |"
+
+
+def as_lists(arguments: list[str]) -> list[str]:
+    """part=a,b as part=[a,b]: to Hydra itself a comma means several runs."""
+    return [
+        f"part=[{text.removeprefix('part=')}]" if text.startswith("part=") and "[" not in text else text
+        for text in arguments
+    ]
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = as_lists(sys.argv[1:])
+    main(bench, "bench")

@@ -1,0 +1,116 @@
+"""Every command of the README is run as it stands; PATH and ID are what a user would put there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from fer_lab.data import draw
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
+COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+COMMANDS += re.findall(r"`(python -m fer_lab\.data[^`]*)`", README)
+QUICK = {"fer_lab.train": ["trainer=smoke", "trainer.accelerator=cpu", "data.batch_size=16"]}
+
+
+def test_every_line_is_one_that_this_file_knows_how_to_run():
+    known = ("make train", "make test", "make ui", ". .venv/bin/activate", "python -m fer_lab.")
+    assert len(COMMANDS) >= 10
+    assert not [command for command in COMMANDS if not command.startswith(known)]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A user's folder: drawn data, runs and caches of its own."""
+    folder = tmp_path_factory.mktemp("readme")
+    draw.write_jaffe(folder / "jaffe")
+    draw.write_fer2013_folders(folder / "fer2013", {"train": 70, "validation": 28, "test": 28})
+    return folder
+
+
+def run(command: str, home: Path) -> subprocess.CompletedProcess[str]:
+    line = shlex.split(command)
+    line[0] = sys.executable
+    if "data=jaffe" in line:
+        line += ["model.weights=null", "data.size=32"]
+    if "recipe=fer2013_small" in line:
+        line += ["threads=2"]
+    line = [
+        word.replace("PATH", str(home / ("jaffe" if "data=jaffe" in line else "fer2013"))) for word in line
+    ]
+    if line[2] == "fer_lab.data.draw":
+        line[-1] = str(home / "drawn")
+    elif "--help" not in line:
+        line += [*QUICK.get(line[2], []), f"runs_dir={home}/runs", f"cache_dir={home}/cache"]
+    if line[2] == "fer_lab.sync":
+        line = [*line[:3], f"runs={home}/runs"]
+    if line[2] == "fer_lab.evaluate":
+        line = [word.replace("ID", "small-synthetic") for word in line]
+    store = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db",
+        "OMP_NUM_THREADS": "1",
+        "PATH": "/usr/bin:/bin",
+    }
+    return subprocess.run(line, cwd=ROOT, env=store, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python")])
+def test_a_command_of_the_readme_does_what_it_says(command, home):
+    done = run(command, home)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr
+
+
+def test_make_lists_its_targets_and_train_and_test_set_up_first():
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("setup", "train", "test", "check", "ui", "bench-train"):
+        assert f"\n{target} " in f"\n{listed}"
+    for target in ("train", "test", "ui"):
+        planned = subprocess.run(
+            ["make", "-n", "-W", "requirements.lock", target],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "pip install" in planned.stdout and planned.stdout.index("pip install") < planned.stdout.index(
+            "-m "
+        )
+
+
+def test_make_ui_opens_mlflow_on_loopback_alone(home):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    assert (
+        "-m fer_lab.ui"
+        in subprocess.run(["make", "-n", "ui"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-m", "fer_lab.ui", "--port", str(port), "--uri", f"sqlite:///{home}/mlflow.db"],
+        cwd=ROOT,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                page = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read().decode()
+                break
+            except OSError:
+                time.sleep(0.5)
+        assert "MLflow" in page
+        listening = Path("/proc/net/tcp").read_text()
+        assert f"0100007F:{port:04X}" in listening and f"00000000:{port:04X}" not in listening
+    finally:
+        server.terminate()
+        server.wait(20)
