@@ -28,7 +28,7 @@ class Setting:
     cache_dir: Path
     root: Path | None
     threads: int | None
-    drawn: int = 1
+    drawn: float = 1.0
 
     @property
     def is_real(self) -> bool:
@@ -41,7 +41,7 @@ class Setting:
             return self.root
         from fer_lab.data.draw import write_fer2013_folders
 
-        counts = {usage: self.drawn * count for usage, count in DRAWN.items()}
+        counts = {usage: round(self.drawn * count) for usage, count in DRAWN.items()}
         return write_fer2013_folders(self.place / "fer2013", counts)
 
     @cached_property

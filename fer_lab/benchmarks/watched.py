@@ -26,7 +26,7 @@ def watch(what: str, found: dict[str, Any]) -> None:
         trainer.callbacks.append(starts(found) if what == "start" else memory(found))  # type: ignore[attr-defined]
         return trainer
 
-    train.make_trainer = make_watched
+    train.make_trainer = make_watched  # type: ignore[assignment]
 
 
 def starts(found: dict[str, Any]) -> Any:

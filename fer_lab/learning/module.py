@@ -90,8 +90,7 @@ class FerModule(pl.LightningModule):
             return net.head(faces.features)  # type: ignore[operator]
         if faces.images.ndim == 4:
             return net(self.preprocess(faces.images))
-        flat = net(self.preprocess(faces.images.flatten(0, 1)))
-        return flat.unflatten(0, faces.images.shape[:2])
+        return torch.stack([net(self.preprocess(view)) for view in faces.images])
 
     def on_fit_start(self) -> None:
         self.train()  # Lightning leaves modes as they are, and a frozen batch norm must not learn

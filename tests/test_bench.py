@@ -1,0 +1,172 @@
+"""The benchmark at its smallest: every part does its work, checks it, and writes every field. No timings here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fer_lab.bench import as_lists, table
+from fer_lab.benchmarks.data import same_work
+from fer_lab.benchmarks.measure import BenchmarkError, Cost, Figure, compare, in_turn, now
+from fer_lab.benchmarks.setting import run
+from fer_lab.benchmarks.step import agree
+
+SMALLEST = {
+    "step": ["sizes.step={repeats: 1, epochs: 1, images: 80, batch_size: 20, threads: 1}", "drawn=0.1"],
+    "data": ["sizes.data={repeats: 1, batch_size: 20}", "drawn=0.1"],
+    "features": ["sizes.features={repeats: 1, epochs: 2, size: 32}"],
+    "startup": ["sizes.startup={repeats: 1}"],
+    "memory": ["sizes.memory={repeats: 1, epochs: 3, batches: 1, batch_size: 20}", "drawn=0.1"],
+}
+FIELDS = {
+    "name",
+    "what",
+    "clock",
+    "unit",
+    "value",
+    "baseline",
+    "ratio",
+    "target",
+    "met",
+    "repeats",
+    "spread",
+    "also",
+}
+
+
+@pytest.mark.parametrize("part", SMALLEST)
+def test_a_part_writes_its_figures(part, command, tmp_path):
+    output = tmp_path / "results"
+    words = [f"part={part}", f"output={output}", f"cache_dir={tmp_path}/cache", "threads=1", *SMALLEST[part]]
+    done = command("bench", *words, store=False)
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads((output / "train.json").read_text()).items()
+    assert found[0] == part
+    taken, figures = found[1]["taken"], found[1]["figures"]
+    assert {
+        "date",
+        "load_average",
+        "git.commit",
+        "command",
+        "machine.cpu",
+        "machine.cores",
+        "version.torch",
+    } <= set(taken)
+    assert len(figures) == {"startup": 2, "memory": 2}.get(part, 1)
+    for facts in figures:
+        assert set(facts) >= FIELDS
+        assert isinstance(facts["value"], float)
+        assert (facts["baseline"] is None) == (part == "memory")
+        assert isinstance(facts["met"], bool)
+        assert facts["name"] in (output / "train.md").read_text()
+        assert facts["name"] in done.stdout
+
+
+def test_a_part_run_again_replaces_its_own_figures_only(tmp_path):
+    from fer_lab.bench import write
+
+    for part, value in (("memory", 1.0), ("step", 1.0), ("memory", 2.0)):
+        figure = Figure(f"{part} figure", "what", "s", [value], 3, at_most=True)
+        taken = {
+            "date": "d",
+            "load_average": [0],
+            "machine.cpu": "c",
+            "machine.cores": "2",
+            "version.torch": "2",
+            "command": "x",
+        }
+        write(tmp_path, part, {"taken": taken, "sizes": {}, "figures": [figure.facts()]})
+    found = json.loads((tmp_path / "train.json").read_text())
+    assert list(found) == ["step", "memory"]
+    assert [found[part]["figures"][0]["value"] for part in found] == [1.0, 2.0]
+    assert (tmp_path / "train.md").read_text() == table(found)
+
+
+def test_figures_are_medians_of_paired_ratios_judged_from_the_right_side():
+    ours, peer = [Cost(2, 1), Cost(6, 1), Cost(4, 9)], [Cost(1, 2), Cost(2, 2), Cost(4, 3)]
+    facts = compare("n", "w", ours, peer, 2.0, clock="wall").facts()
+    assert (facts["value"], facts["baseline"], facts["ratio"]) == (4, 2, 2)
+    assert facts["spread"]["ratio"] == [1, 3]
+    assert facts["met"] is True
+    assert facts["also"]["cpu time"]["ratio"] == 0.5
+    assert compare("n", "w", ours, peer, 1.9, clock="wall").met is False
+    rates = compare("n", "w", ours, peer, 0.6, clock="wall", at_most=False, images=8).facts()
+    assert (rates["value"], rates["ratio"], rates["met"], rates["unit"]) == (2, 0.5, False, "images/s")
+    assert Figure("n", "w", "GB", [1.0, 5.0, 2.0], 2.0, at_most=True).met is True
+    assert Figure("n", "w", "GB", [1.0], None, at_most=True).met is None
+
+
+def test_peers_take_turns_in_both_orders_and_the_first_round_is_dropped():
+    calls: list[str] = []
+
+    def peer(name: str):
+        def work() -> Cost:
+            calls.append(name)
+            return Cost(len(calls), 0)
+
+        return work
+
+    costs = in_turn({"a": peer("a"), "b": peer("b")}, repeats=2)
+    assert "".join(calls) == "abbaab"
+    assert [cost.wall for cost in costs["a"]] == [4, 5]
+
+
+def test_peers_that_do_other_work_are_refused():
+    images, labels = torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 1, 2])
+    same_work({"one": iter([(images, labels)]), "two": iter([(images.flip(0), labels.flip(0))])}, 4)
+    wrong = {
+        "another class": (images, torch.tensor([0, 1, 2, 3])),
+        "another range": (images * 255, labels),
+        "another shape": (images[..., :6], labels),
+        "fewer": (images[:3], labels[:3]),
+    }
+    for batch in wrong.values():
+        with pytest.raises(BenchmarkError, match="different things"):
+            same_work({"one": iter([(images, labels)]), "two": iter([batch])}, 4)
+    with pytest.raises(BenchmarkError, match="losses differ"):
+        agree({"ours": [1.0, 2.0], "bare": [1.0, 2.01]})
+
+
+def test_a_script_gives_its_cpu_time_and_its_last_line(tmp_path):
+    busy = "import time\nwhile time.process_time() < 0.3: pass\nprint('{\"seen\": 1}')"
+    cost, seen = run(["-c", busy], tmp_path)
+    assert 0.25 < cost.cpu < 3
+    assert seen["seen"] == 1
+    with pytest.raises(BenchmarkError, match="no such thing"):
+        run(["-c", "raise SystemExit('no such thing')"], tmp_path)
+
+
+def test_the_cpu_time_of_loader_workers_counts_while_they_live():
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(Slow(), batch_size=1, num_workers=1, persistent_workers=True)
+    begin = now()
+    list(loader)
+    assert (now() - begin).cpu > 0.25
+
+
+class Slow(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, row: int) -> int:
+        import time
+
+        begin = time.process_time()
+        while time.process_time() - begin < 0.3:
+            pass
+        return row
+
+
+def test_usage_errors_name_the_choices(command, tmp_path):
+    assert as_lists(["part=step,data", "x=1,2"]) == ["part=[step,data]", "x=1,2"]
+    wrong = command("bench", "part=step,stp", store=False)
+    assert wrong.returncode == 2
+    assert "part=stp; choices: step, data, features, startup, memory" in wrong.stderr
+    (Path(tmp_path) / "here").mkdir()
+    wrong = command("bench", f"data.root={tmp_path}/here", store=False)
+    assert wrong.returncode == 2
+    assert "has no folder train/" in wrong.stderr
