@@ -171,7 +171,6 @@ def make_trainer(cfg: DictConfig, record: RunRecord, checkpoints: Any) -> pl.Tra
         cfg.trainer,
         logger=RunLogger(record),
         callbacks=[*callbacks, checkpoints],
-        enable_checkpointing=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=str(record.folder),
@@ -189,6 +188,7 @@ def quiet() -> None:
         ".*treespec.*",
         ".*smaller than the logging interval.*",
         ".*does not have many workers.*",
+        ".*in eval mode at the start.*",
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -253,7 +253,7 @@ def conclude(record: RunRecord, judgements: list[Judgement]) -> float:
     facts = json.loads((record.folder / "fit.json").read_text())
     show(
         judgements,
-        f"{record.name}, best epoch {facts['best_epoch'] + 1} of {facts['epochs']}, {facts['seconds']} s",
+        f"{record.name}, best epoch {facts['best_epoch']} of {facts['epochs']} (from 0), {facts['seconds']} s",
     )
     if judgements[-1].usage == "validation":
         print(

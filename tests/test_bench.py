@@ -11,16 +11,20 @@ import torch
 from fer_lab.bench import as_lists, table
 from fer_lab.benchmarks.data import same_work
 from fer_lab.benchmarks.measure import BenchmarkError, Cost, Figure, compare, in_turn, now
+from fer_lab.benchmarks.memory import grown
 from fer_lab.benchmarks.setting import run
 from fer_lab.benchmarks.step import agree
 
-SMALLEST = {
-    "step": ["sizes.step={repeats: 1, epochs: 1, images: 80, batch_size: 20, threads: 1}", "drawn=0.1"],
-    "data": ["sizes.data={repeats: 1, batch_size: 20}", "drawn=0.1"],
-    "features": ["sizes.features={repeats: 1, epochs: 2, size: 32}"],
-    "startup": ["sizes.startup={repeats: 1}"],
-    "memory": ["sizes.memory={repeats: 1, epochs: 3, batches: 1, batch_size: 20}", "drawn=0.1"],
-}
+SMALLEST = [
+    "threads=1",
+    "drawn=0.1",
+    "sizes.step={repeats: 1, epochs: 1, images: 80, batch_size: 20, threads: 1}",
+    "sizes.data={repeats: 1, batch_size: 20}",
+    "sizes.features={repeats: 1, epochs: 2, size: 32}",
+    "sizes.startup={repeats: 1}",
+    "sizes.memory={repeats: 1, epochs: 3, batches: 1, batch_size: 20}",
+]
+COUNTS = {"step": 1, "data": 1, "features": 1, "startup": 2, "memory": 2}
 FIELDS = {
     "name",
     "what",
@@ -37,32 +41,46 @@ FIELDS = {
 }
 
 
-@pytest.mark.parametrize("part", SMALLEST)
-def test_a_part_writes_its_figures(part, command, tmp_path):
+@pytest.mark.parametrize(
+    "parts",
+    [
+        "step,data,features",
+        "memory",
+        pytest.param("startup", marks=pytest.mark.long),
+    ],  # six starts of Lightning
+)
+def test_every_part_writes_its_figures(parts, command, tmp_path):
     output = tmp_path / "results"
-    words = [f"part={part}", f"output={output}", f"cache_dir={tmp_path}/cache", "threads=1", *SMALLEST[part]]
-    done = command("bench", *words, store=False)
+    done = command(
+        "bench", f"part={parts}", f"output={output}", f"cache_dir={tmp_path}/cache", *SMALLEST, store=False
+    )
     assert done.returncode == 0, done.stderr
-    (found,) = json.loads((output / "train.json").read_text()).items()
-    assert found[0] == part
-    taken, figures = found[1]["taken"], found[1]["figures"]
-    assert {
-        "date",
-        "load_average",
-        "git.commit",
-        "command",
-        "machine.cpu",
-        "machine.cores",
-        "version.torch",
-    } <= set(taken)
-    assert len(figures) == {"startup": 2, "memory": 2}.get(part, 1)
-    for facts in figures:
-        assert set(facts) >= FIELDS
-        assert isinstance(facts["value"], float)
-        assert (facts["baseline"] is None) == (part == "memory")
-        assert isinstance(facts["met"], bool)
-        assert facts["name"] in (output / "train.md").read_text()
-        assert facts["name"] in done.stdout
+    found = json.loads((output / "train.json").read_text())
+    assert list(found) == parts.split(",")
+    for part, result in found.items():
+        taken = {
+            "date",
+            "load_average",
+            "git.commit",
+            "command",
+            "machine.cpu",
+            "machine.cores",
+            "version.torch",
+        }
+        assert taken <= set(result["taken"])
+        assert len(result["figures"]) == COUNTS[part]
+        for facts in result["figures"]:
+            assert set(facts) >= FIELDS
+            assert isinstance(facts["value"], float)
+            assert (facts["baseline"] is None) == (part == "memory")
+            assert isinstance(facts["met"], bool)
+            assert facts["name"] in (output / "train.md").read_text()
+            assert facts["name"] in done.stdout
+
+
+def test_growth_is_told_by_medians_so_that_a_moment_does_not_count():
+    assert grown([1, 9, 5, 5, 70, 5, 6, 6, 60], 3) == 1
+    assert grown([1, 5, 6, 7], 1) == 2
 
 
 def test_a_part_run_again_replaces_its_own_figures_only(tmp_path):

@@ -83,7 +83,9 @@ def test_make_lists_its_targets_and_train_and_test_set_up_first():
             text=True,
             check=True,
         )
-        assert "pip install" in planned.stdout and planned.stdout.index("pip install") < planned.stdout.index("/python -m")
+        assert "pip install" in planned.stdout and planned.stdout.index("pip install") < planned.stdout.index(
+            "/python -m"
+        )
 
 
 def test_make_ui_opens_mlflow_on_loopback_alone(home):

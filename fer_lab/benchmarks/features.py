@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
     from fer_lab.benchmarks.setting import Setting
 
-SETTINGS = ("recipe=r0_jaffe_vgg19", "augment=none", "model.weights=null", "patience=null")
+SETTINGS = (
+    "recipe=r0_jaffe_vgg19",
+    "augment=none",
+    "augment.views=null",
+    "model.weights=null",
+    "patience=null",
+)
 TARGET = 50
 
 

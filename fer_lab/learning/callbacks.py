@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from fer_lab.learning.module import FerModule, LearningError
 
 
-class Checkpoints(Callback):
+class Checkpoints(Checkpoint):  # Lightning calls these last, when everything of the epoch is logged
     """Keeps `best.pt` (the judged net's state_dict) and `last.ckpt` (everything a resumed run needs).
 
-    Both are replaced atomically, the best first: a run killed between the two trains that epoch again and
-    writes the same file. Frozen weights are left out of `last.ckpt`: the same command brings them back.
+    They are written at the ends of epochs, as often as costs at most `share` of the time, and when training ends. Both
+    are replaced atomically, the best first: a run killed between the two trains those epochs again and writes the
+    same file. Frozen weights are left out of `last.ckpt`: the same command brings them back.
     """
+
+    share = 0.05
 
     def __init__(self, folder: Path, monitor: str, mode: str) -> None:
         self.folder, self.monitor, self.sign = folder, monitor, 1 if mode == "max" else -1
         self.best_score, self.best_epoch = float("-inf"), -1
+        self.best_state: dict[str, torch.Tensor] | None = None  # not yet written
+        self.next_write = 0.0
 
     @property
     def best(self) -> Path:
@@ -45,8 +51,26 @@ class Checkpoints(Callback):
         score = self.sign * float(trainer.callback_metrics[self.monitor])
         if score > self.best_score or self.best_epoch < 0:
             self.best_score, self.best_epoch = score, trainer.current_epoch
-            replace(self.best, lambda path: torch.save(pl_module.judged.state_dict(), path))
-        replace(self.last, trainer.save_checkpoint)
+            frozen = {name for name, value in pl_module.net.named_parameters() if not value.requires_grad}
+            self.best_state = {
+                name: value if name in frozen else value.detach().cpu().clone()
+                for name, value in pl_module.judged.state_dict().items()
+            }
+        if time.monotonic() >= self.next_write:
+            start = time.monotonic()
+            self.write_best()
+            replace(self.last, trainer.save_checkpoint)
+            took = time.monotonic() - start
+            self.next_write = start + took / self.share
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.write_best()
+
+    def write_best(self) -> None:
+        if self.best_state is not None:
+            state = self.best_state
+            replace(self.best, lambda path: torch.save(state, path))
+            self.best_state = None
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -65,7 +89,7 @@ class Checkpoints(Callback):
         self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
 
 
-def replace(path: Path, write: Any) -> None:
+def replace(path: Path, write: Callable[[Path], Any]) -> None:
     part = path.with_name(path.name + ".part")
     write(part)
     part.replace(path)

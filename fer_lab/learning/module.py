@@ -69,6 +69,7 @@ class FerModule(pl.LightningModule):
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.scores, self.seed = scores, seed
         self.average = AveragedModel(net, multi_avg_fn=moving_average(ema), use_buffers=True) if ema else None
+        self.strict_loading = False  # checkpoints leave frozen weights out
         self.train_sums: list[LossSum] = []
         self.outputs: list[tuple[Tensor, Tensor]] = []
 
