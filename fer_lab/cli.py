@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -28,6 +29,8 @@ class UsageError(Exception):
 
 def main(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Runs `task` on the composed config. Exit code 0, 1 for a failed run, 2 for a usage error."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        return show_help(config_name)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the handlers below instead of Hydra's own printing
     failures: list[BaseException] = []
 
@@ -45,6 +48,20 @@ def main(task: Callable[[DictConfig], Any], config_name: str) -> None:
         leave(explain(sys.argv[1:], config_name) or str(error), 2)
     for failure in failures:
         settle(failure)
+
+
+def show_help(config_name: str) -> None:
+    """Usage, groups with their choices, keys with their values. Hydra's own help takes twice as long to say it."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends quietly
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose(config_name, return_hydra_config=True)
+    usage = cfg.hydra.help
+    print(f"{usage.header}\n\nGroups and their choices (group=choice)")
+    for group in sorted(cfg.hydra.runtime.choices):
+        if "/" not in group:
+            print(f"  {group}: {', '.join(sorted(path.stem for path in (CONF / group).glob('*.yaml')))}")
+    settings = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    print(f"\nKeys and their values now (key=value)\n\n{OmegaConf.to_yaml(settings)}\n{usage.footer}")
 
 
 def settle(error: BaseException) -> None:

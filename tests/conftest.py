@@ -10,16 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = (
-    "data.source.train=112",
-    "data.source.validation=42",
-    "data.source.test=42",
-    "data.size=32",
-    "data.batch_size=28",
-    "trainer.accelerator=cpu",
-    "threads=1",
-)
-"""A training run of seconds: drawn faces, one thread."""
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_make_ui_opens_mlflow_on_loopback_alone(home):
         cwd=ROOT,
     )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             try:
                 page = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read().decode()

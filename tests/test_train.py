@@ -8,9 +8,19 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY
 
 from fer_lab.tracking.record import read_events
+
+TINY = (
+    "data.source.train=112",
+    "data.source.validation=42",
+    "data.source.test=42",
+    "data.size=32",
+    "data.batch_size=28",
+    "trainer.accelerator=cpu",
+    "threads=1",
+)
+"""A training run of seconds: drawn faces, one thread."""
 
 
 def metrics(folder: Path) -> dict[str, dict[int, float]]:
