@@ -1,7 +1,7 @@
 """Every way weights can arrive or fail to, on real files; the network is made unreachable by a dead proxy."""
 
-from pathlib import urllib.request
-import Path
+import urllib.request
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,7 +116,10 @@ def test_a_head_of_other_classes_is_dropped_whole_and_named(tmp_path):
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (lambda: Small(classes=7, size=48).state_dict(), r"fits 0 of the 26 .*backbone\.0\.weight.*shape \(32, 1, 5, 5\)"),
+        (
+            lambda: Small(classes=7, size=48).state_dict(),
+            r"fits 0 of the 26 .*backbone\.0\.weight.*shape \(32, 1, 5, 5\)",
+        ),
         (
             lambda: vgg16(batch_norm=True).state_dict(),
             r"fits 6 of the 26 .*backbone\.2\.weight.*but is absent",
