@@ -95,6 +95,32 @@ def write(output: Path, part: str, result: Mapping[str, Any]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1) + "\n")
     (output / "train.md").write_text(table(found))
+    if output == ROOT / "fer_lab/results":
+        readme = ROOT / "README.md"
+        begin, _, rest = readme.read_text().partition("<!-- results")
+        head, _, rest = rest.partition("\n")
+        readme.write_text(f"{begin}<!-- results{head}\n{summary(found)}{rest[rest.index('<!-- /results') :]}")
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """The README's table: what was reached, and against what."""
+    lines = ["| measured here | value | target |", "|---|---|---|"]
+    for result in results.values():
+        for facts in result["figures"]:
+            if not facts["target"]:
+                continue
+            what, spread = (
+                ("value", f" {facts['unit']}") if facts["target_is_for"] == "value" else ("ratio", "×")
+            )
+            low, high = facts["spread"][what]
+            lines.append(
+                f"| {facts['name']} | {facts[what]:,}{spread} ({low:,} to {high:,}) | {facts['target']} |"
+            )
+    taken = max((result["taken"] for result in results.values()), key=lambda one: one["date"])
+    where = f"{taken['machine.cpu']}, {taken['machine.cores']} cores, no GPU, {taken['date'][:10]}"
+    return "\n".join(
+        [*lines, "", f"{where}; what each figure compares: [train.md](fer_lab/results/train.md).", ""]
+    )
 
 
 def table(results: Mapping[str, Any]) -> str:

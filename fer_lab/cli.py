@@ -30,7 +30,8 @@ class UsageError(Exception):
 def main(task: Callable[[DictConfig], Any], config_name: str) -> None:
     """Runs `task` on the composed config. Exit code 0, 1 for a failed run, 2 for a usage error."""
     if {"--help", "-h"} & set(sys.argv[1:]):
-        return show_help(config_name)
+        show_help(config_name)
+        return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach the handlers below instead of Hydra's own printing
     failures: list[BaseException] = []
 
@@ -60,7 +61,7 @@ def show_help(config_name: str) -> None:
     for group in sorted(cfg.hydra.runtime.choices):
         if "/" not in group:
             print(f"  {group}: {', '.join(sorted(path.stem for path in (CONF / group).glob('*.yaml')))}")
-    settings = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    settings = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     print(f"\nKeys and their values now (key=value)\n\n{OmegaConf.to_yaml(settings)}\n{usage.footer}")
 
 

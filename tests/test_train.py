@@ -171,3 +171,73 @@ def test_help_lists_groups_and_choices_at_once(command):
     assert done.returncode == 0
     for line in ("model: resnet18, small, vgg16", "split: holdout, kfold", "recipe: "):
         assert line in done.stdout
+
+
+def test_a_run_lends_its_weights_and_is_judged_on_other_data(command, tmp_path):
+    from fer_lab.data import draw
+
+    first = command("train", *TINY, "trainer.max_epochs=1")
+    assert first.returncode == 0, first.stderr
+    folder = only_run(tmp_path / "runs")
+    second = command(
+        "train", *TINY, "trainer.max_epochs=1", f"model.weights=runs:/{folder.name}", "name=second"
+    )
+    assert second.returncode == 0, second.stderr
+    before, after = (metrics(next((tmp_path / "runs").glob(f"{name}*"))) for name in (folder.name, "second"))
+    assert after["train/loss"][0] < before["train/loss"][0]
+
+    draw.write_fer2013_folders(tmp_path / "fer2013", {"train": 28, "validation": 14, "test": 21})
+    places = [f"{key}={tmp_path}/{name}" for key, name in (("runs_dir", "runs"), ("cache_dir", "cache"))]
+    words = [f"run={folder.name}", "data=fer2013", f"data.root={tmp_path}/fer2013", "data.size=32"]
+    judged = command("evaluate", *words, *places, store=False)
+    assert judged.returncode == 0, judged.stderr
+    (place,) = (folder / "evaluations").glob("fer2013-*")
+    assert json.loads((place / "test.json").read_text())["count"] == 21
+
+
+def test_a_tracking_server_that_is_down_changes_nothing_and_sync_makes_up_for_it(
+    command, tmp_path, mlflow_client
+):
+    dead = "tracking.uri=http://127.0.0.1:9"
+    done = command("train", *TINY, "trainer.max_epochs=1", f"runs_dir={tmp_path}/runs", dead)
+    assert done.returncode == 0, done.stderr
+    assert "fer_lab.sync" in done.stdout + done.stderr
+    store = f"sqlite:///{tmp_path}/later.db"
+    sent = command("sync", f"runs={tmp_path}/runs", f"uri={store}", store=False)
+    assert sent.returncode == 0, sent.stdout + sent.stderr
+    client = mlflow_client(store)
+    (run,) = client.search_runs([client.get_experiment_by_name("fer_lab").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "val/loss")] == [0]
+
+
+def test_bad_files_are_told_together_and_can_be_skipped(command, tmp_path):
+    from fer_lab.data import draw
+
+    root = draw.write_folder(tmp_path / "faces", {"train": 70, "validation": 28, "test": 28})
+    good = sorted(
+        path for path in root.rglob("*") if path.is_file() and path.suffix in (".png", ".jpg", ".bmp")
+    )
+    good[0].write_bytes(b"")
+    good[1].write_bytes(good[1].read_bytes()[:200])
+    words = (
+        "data=folder",
+        f"data.root={root}",
+        "split=official",
+        "data.size=32",
+        "trainer=smoke",
+        "trainer.accelerator=cpu",
+    )
+    refused = command("train", *words)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    for part in (good[0].name, good[1].name, "data.bad=skip"):
+        assert part in refused.stderr
+    skipped = command("train", *words, "data.bad=skip")
+    assert skipped.returncode == 0, skipped.stderr
+    assert (
+        sum(
+            len(names)
+            for names in json.loads((only_run(tmp_path / "runs") / "split.json").read_text()).values()
+        )
+        == 124
+    )
