@@ -163,7 +163,10 @@ def overridden(saved: DictConfig, wanted: DictConfig) -> DictConfig:
     for group in ("data", "split"):
         named = {key: value for key, value in wanted[group].items() if value is not None}
         whole = "source" in named or "_target_" in named  # a group was chosen, not a key of the run's
-        saved[group] = named if whole else OmegaConf.merge(saved[group], named)
+        if whole:
+            saved[group] = wanted.data if group == "data" else named
+        else:
+            saved[group] = OmegaConf.merge(saved[group], named)
     for key in ("views", "threads"):
         saved[key] = saved[key] if wanted[key] is None else wanted[key]
     saved.cache_dir = wanted.cache_dir
