@@ -15,7 +15,7 @@ setup: .venv/ready  ## a virtual environment with the pinned packages, in .venv
 	touch $@
 
 train: setup  ## VGG19 on the drawn JAFFE stand-in: a finished, tracked run
-	@test -d $(STANDIN) || .venv/bin/python -m fer_lab.data.draw jaffe $(STANDIN)
+	@test -f $(STANDIN)/.DS_Store || .venv/bin/python -m fer_lab.data.draw jaffe $(STANDIN)
 	.venv/bin/python -m fer_lab.train model=vgg19 data=jaffe data.root=$(STANDIN) model.weights=null
 
 test: setup  ## the tests (the long ones run by name: .venv/bin/pytest -m long)

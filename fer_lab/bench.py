@@ -117,7 +117,7 @@ def summary(results: Mapping[str, Any]) -> str:
                 f"| {facts['name']} | {facts[what]:,}{spread} ({low:,} to {high:,}) | {facts['target']} |"
             )
     taken = max((result["taken"] for result in results.values()), key=lambda one: one["date"])
-    where = f"{taken['machine.cpu']}, {taken['machine.cores']} cores, no GPU, {taken['date'][:10]}"
+    where = f"{taken['machine.cpu']}, {taken['machine.cores']} cores, {taken.get('machine.gpu', 'no GPU')}, {taken['date'][:10]}"
     return "\n".join(
         [*lines, "", f"{where}; what each figure compares: [train.md](fer_lab/results/train.md).", ""]
     )

@@ -15,6 +15,7 @@ from fer_lab.data.faces import digest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import torch
     from torch import Tensor
 
     from fer_lab.data.datamodule import FaceData
@@ -27,7 +28,7 @@ ALLOWED = (
     "torch.optim.",
     "pytorch_lightning.trainer.",
 )
-"""Modules whose classes a config may name; a config read back from a run cannot reach further."""
+"""Modules whose classes (and schedules) a config may name; one read back from a run cannot reach further."""
 
 WITHOUT_EFFECT = (
     "name",
@@ -50,7 +51,9 @@ def instantiate(config: Any, **given: Any) -> Any:
             defined = getattr(get_object(target), "__module__", "")
         except Exception as error:
             raise UsageError(f"_target_: {target} cannot be loaded: {error}") from None
-        if not f"{defined}.".startswith(ALLOWED):
+        known = get_object(target)
+        is_schedule = defined == "fer_lab.learning.schedulers"
+        if not f"{defined}.".startswith(ALLOWED) or not (isinstance(known, type) or is_schedule):
             raise UsageError(
                 f"_target_: {target} is not part of fer_lab; a config may name classes of {', '.join(ALLOWED)}"
             )
@@ -74,6 +77,7 @@ def build_data(cfg: DictConfig) -> FaceData:
     from fer_lab.data.cache import open_cache
     from fer_lab.data.splits import split_within
 
+    refuse_wrong_sizes(cfg)
     source = instantiate(cfg.data.source)
     cache = open_cache(source, cfg.data.size, cfg.data.channels, Path(cfg.cache_dir), cfg.data.bad)
     split = split_within(instantiate(cfg.split), cache.index, cfg.data.limit)
@@ -86,6 +90,42 @@ def build_data(cfg: DictConfig) -> FaceData:
 
     balance = instantiate(cfg.balance)
     return FaceData(cache, split, instantiate(cfg.augment), cfg.data.batch_size, balance, cfg.seed)
+
+
+def refuse_wrong_sizes(cfg: DictConfig) -> None:
+    """What would fail only after hours, or deep in a library."""
+    from fer_lab.data.faces import TEST_VIEWS
+
+    rules = {
+        "views": (cfg.views in TEST_VIEWS, ", ".join(TEST_VIEWS)),
+        "data.size": (isinstance(cfg.data.size, int) and cfg.data.size >= 1, "a side in pixels"),
+        "data.channels": (cfg.data.channels in (1, 3), "1 or 3"),
+        "data.limit": (
+            cfg.data.limit is None or isinstance(cfg.data.limit, int),
+            "a number of faces or null",
+        ),
+        "ema": (
+            cfg.ema is None or (isinstance(cfg.ema, float) and 0 < cfg.ema < 1),
+            "a decay in 0..1 or null",
+        ),
+        "patience": (cfg.patience is None or isinstance(cfg.patience, int), "a number of epochs or null"),
+        "threads": (cfg.threads is None or isinstance(cfg.threads, int), "a number or null"),
+    }
+    wrong = [
+        f"{key}={OmegaConf.select(cfg, key)}: expected {what}"
+        for key, (fits, what) in rules.items()
+        if not fits
+    ]
+    if wrong:
+        raise UsageError("\n".join(wrong))
+
+
+def device_of(cfg: DictConfig) -> torch.device:
+    """Where nets look at pictures outside the Trainer: the GPU that trainer.accelerator would take, or the CPU."""
+    import torch
+
+    wanted = cfg.trainer.accelerator in ("auto", "gpu", "cuda")
+    return torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
 
 
 def build_module(cfg: DictConfig, data: FaceData, weights: str | None) -> FerModule:
@@ -129,14 +169,15 @@ def use_frozen_features(data: FaceData, module: FerModule, cache_dir: str) -> bo
     augment = data.augment
     backbone = module.net.get_submodule("backbone").eval()
     frozen = not any(weight.requires_grad for weight in backbone.parameters())
-    if not frozen or augment.mixup or not (augment.is_identity or augment.views):
+    if not frozen or augment.mixup or augment.resolutions or not (augment.is_identity or augment.views):
         return False
     images, labels = torch.from_numpy(data.cache.images), torch.from_numpy(data.index.labels)
 
     @torch.inference_mode()
     def compute() -> Iterator[Tensor]:
         for rows in data.rows.split(32):
-            views = data.all_views(Faces(images[rows], labels[rows], rows))  # (B, 1 + k, C, H, W)
+            faces = Faces(images[rows].to(module.device), labels[rows], rows)
+            views = data.all_views(faces)  # (B, 1 + k, C, H, W)
             found = backbone(module.preprocess(views.flatten(0, 1)))
             yield found.unflatten(0, views.shape[:2])
 
@@ -160,4 +201,5 @@ def signature(cfg: DictConfig, data: FaceData, weights_digest: str) -> str:
         for parent in parents:
             section = section[parent]
         section.pop(leaf, None)
-    return digest(OmegaConf.to_yaml(settings, sort_keys=True), data.index.digest, weights_digest)
+    parts = (data.index.digest, data.split.digest(data.index), weights_digest)
+    return digest(OmegaConf.to_yaml(settings, sort_keys=True), *parts)

@@ -99,6 +99,8 @@ def refuse_wrong_kinds(cfg: DictConfig, config_name: str) -> None:
     usual = hydra.compose(config_name, overrides=groups)
     faults = []
     for key in (text.partition("=")[0] for text in overrides if text not in groups):
+        if key.startswith("trainer."):  # Lightning takes several kinds and checks them itself
+            continue
         before, now = (OmegaConf.select(config, key.lstrip("+~")) for config in (usual, cfg))
         expected = next((words for kind, words in KINDS if isinstance(before, kind)), None)
         if expected and now is not None and not fits(before, now):

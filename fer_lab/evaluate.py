@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lab.cli import UsageError, main
@@ -67,6 +68,8 @@ def judge(module: FerModule, data: FaceData, usage: str, views: str) -> Judgemen
     labels = torch.from_numpy(data.index.labels[rows])
     logits, classes = found.double().clamp_min(1e-12).log(), data.index.classes
     people = [str(data.index.subjects[row]) for row in rows] if data.index.has_subjects else None
+    if people and len(set(people)) == 1:
+        people = None  # of one person only the pictures can be drawn again
     return Judgement(
         usage=usage,
         classes=classes,
@@ -164,7 +167,7 @@ def overridden(saved: DictConfig, wanted: DictConfig) -> DictConfig:
         named = {key: value for key, value in wanted[group].items() if value is not None}
         whole = "source" in named or "_target_" in named  # a group was chosen, not a key of the run's
         if whole:
-            saved[group] = wanted.data if group == "data" else named
+            saved[group] = as_trained(saved.data, wanted.data) if group == "data" else named
         else:
             saved[group] = OmegaConf.merge(saved[group], named)
     for key in ("views", "threads"):
@@ -173,11 +176,18 @@ def overridden(saved: DictConfig, wanted: DictConfig) -> DictConfig:
     return saved
 
 
+def as_trained(trained: DictConfig, other: DictConfig) -> DictConfig:
+    """Another data set at the run's own size and channels, unless the command line names others."""
+    typed = {text.partition("=")[0] for text in HydraConfig.get().overrides.task}
+    kept = {key: trained[key] for key in ("size", "channels") if f"data.{key}" not in typed}
+    return OmegaConf.merge(other, kept)  # type: ignore[return-value]
+
+
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Rebuilds the run from its folder and judges it; the figures go to its `evaluations` folder."""
     from fer_lab.tracking.find import find_run
 
-    folder = find_run(cfg.run, Path(cfg.runs_dir), cfg.tracking.uri)
+    folder = find_run(str(cfg.run), Path(cfg.runs_dir), cfg.tracking.uri)
     if not (folder / "best.pt").exists() or not (folder / "config.yaml").exists():
         raise UsageError(
             f"{folder} has no config.yaml and best.pt: the run finished no epoch; train it again"
@@ -188,7 +198,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
 
 def rejudge(folder: Path, config: DictConfig) -> dict[str, Any]:
-    from fer_lab.build import build_data, build_module
+    from fer_lab.build import build_data, build_module, device_of
     from fer_lab.models.weights import read
 
     trained = list(config.classes)
@@ -197,7 +207,8 @@ def rejudge(folder: Path, config: DictConfig) -> dict[str, Any]:
         raise UsageError(
             f"the run tells {', '.join(trained)} apart; {data.index.name} has {', '.join(data.index.classes)}"
         )
-    module = build_module(config, data, weights=None)
+    warn_of_trained_faces(folder, config, data)
+    module = build_module(config, data, weights=None).to(device_of(config))
     module.judged.load_state_dict(read(folder / "best.pt"))
     usages = [usage for usage in ("validation", "test") if len(getattr(data.split, usage))]
     judgements = [judge(module, data, usage, config.views) for usage in usages]
@@ -208,6 +219,20 @@ def rejudge(folder: Path, config: DictConfig) -> dict[str, Any]:
     show(judgements, folder.name)
     print(f"figures and predictions are in {place}")
     return {one.usage: dict(one.scores) for one in judgements}
+
+
+def warn_of_trained_faces(folder: Path, config: DictConfig, data: FaceData) -> None:
+    """Says so where another split of the run's own data set judges faces that trained it."""
+    if OmegaConf.load(folder / "config.yaml").data.source._target_ != config.data.source._target_:
+        return
+    trained = set(json.loads((folder / "split.json").read_text())["train"])
+    for usage in ("validation", "test"):
+        names = [data.index.names[row] for row in getattr(data.split, usage)]
+        seen = sum(name in trained for name in names)
+        if seen:
+            print(
+                f"warning: {seen} of these {len(names)} {usage} faces trained this run: its figures flatter"
+            )
 
 
 if __name__ == "__main__":

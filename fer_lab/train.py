@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lab.cli import ROOT, UsageError, main
@@ -24,7 +25,7 @@ def train(cfg: DictConfig) -> float:
     """Trains what `cfg` describes, or finds or continues that very run; the best monitored score."""
     if cfg.mode not in ("max", "min"):
         raise UsageError(f"mode={cfg.mode}; choices: max, min")
-    from fer_lab.build import build_data, build_module, signature, use_frozen_features
+    from fer_lab.build import build_data, build_module, device_of, signature, use_frozen_features
     from fer_lab.tracking.address import tracking_uri
     from fer_lab.tracking.forward import tracked
     from fer_lab.tracking.record import open_run, reconcile
@@ -38,12 +39,13 @@ def train(cfg: DictConfig) -> float:
     with open_run(runs, run_name(cfg, runs, identity), identity) as record:
         if record.standing == "finished":
             return found_again(record, cfg)
-        module = build_module(cfg, data, weights)
+        module = build_module(cfg, data, weights).to(device_of(cfg))
         with tracked(record, uri, cfg.tracking.experiment):
             describe(record, cfg, data)
             if cfg.cache_features:
                 use_frozen_features(data, module, cfg.cache_dir)
             fit(cfg, data, module, record)
+            module.to(device_of(cfg))  # Lightning leaves it on the CPU
             judgements = judge_once(cfg, data, module, record)
         return conclude(record, judgements)
 
@@ -61,9 +63,9 @@ def starting_weights(cfg: DictConfig, uri: str) -> tuple[str | None, str]:
 
     from fer_lab.tracking.find import find_run
 
-    weights = cfg.model.weights
-    if weights is None or weights == "imagenet":
-        return weights, str(weights)
+    if cfg.model.weights is None or cfg.model.weights == "imagenet":
+        return cfg.model.weights, str(cfg.model.weights)
+    weights = str(cfg.model.weights)
     path = (
         find_run(weights, Path(cfg.runs_dir), uri) / "best.pt"
         if weights.startswith("runs:/")
@@ -74,10 +76,12 @@ def starting_weights(cfg: DictConfig, uri: str) -> tuple[str | None, str]:
 
 
 def run_name(cfg: DictConfig, runs: Path, identity: str) -> str:
-    """The settings' own name; with rerun=true the next free one after it."""
+    """The settings' own name; with rerun=true the first after it whose run has not ended."""
+    from fer_lab.tracking.record import RunRecord
+
     name = f"{cfg.name}-{identity[:8]}"
     number = 2
-    while cfg.rerun and (runs / name).exists():
+    while cfg.rerun and RunRecord(runs / name).standing == "finished":
         name, number = f"{cfg.name}-{identity[:8]}-{number}", number + 1
     return name
 
@@ -86,8 +90,13 @@ def found_again(record: RunRecord, cfg: DictConfig) -> float:
     """These settings, data and weights were trained before: the answer is known."""
     if record.last_state == "diverged":
         raise UsageError(f"run {record.name} diverged with exactly these settings; change one, or rerun=true")
+    from fer_lab.tracking.environment import CodeState
+
     score = float(json.loads((record.folder / "fit.json").read_text())["best_score"])
     print("these settings, data and weights were trained before (rerun=true trains them again)")
+    before, now = record.tag("git.commit"), CodeState(ROOT).tags.get("git.commit")
+    if before != now:
+        print(f"they were trained with the code of commit {before}; this is {now}")
     print_next(record.name, cfg.monitor, score)
     return score
 
@@ -98,12 +107,18 @@ def describe(record: RunRecord, cfg: DictConfig, data: FaceData) -> None:
 
     from fer_lab import figures
     from fer_lab.data.faces import USAGES, digest
+    from fer_lab.tracking.address import redacted
     from fer_lab.tracking.environment import log_environment
 
     folder = record.folder
-    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    settings = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    settings.tracking.uri = redacted(settings.tracking.uri or "") or None  # no password in a file or a store
+    OmegaConf.save(settings, folder / "config.yaml")
     (folder / "split.json").write_text(json.dumps(data.split.manifest(data.index), indent=0))
-    record.params(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    chosen = [text.partition("=")[0].lstrip("+~") for text in HydraConfig.get().overrides.task]
+    first = {key: value for key in chosen if (value := OmegaConf.select(settings, key)) is not None}
+    for values in ({key: value for key, value in first.items() if not OmegaConf.is_config(value)}, settings):
+        record.params(OmegaConf.to_container(OmegaConf.create(values)))  # type: ignore[arg-type]
     record.tags(
         {
             "fer.signature": record.signature,
@@ -116,7 +131,8 @@ def describe(record: RunRecord, cfg: DictConfig, data: FaceData) -> None:
         rows = getattr(data.split, usage)
         if len(rows):
             part = data.index.subset(rows)
-            record.dataset(part.name, digest(part.digest, *part.names)[:36], usage, part.counts())
+            source = str(cfg.data.root or "")
+            record.dataset(part.name, digest(part.digest, *part.names), usage, part.counts(), source)
     log_environment(record, ROOT)
     rows = data.split.train[:: max(1, len(data.split.train) // 32)][:32]
     faces = data.augment.apply(
@@ -134,12 +150,12 @@ def describe(record: RunRecord, cfg: DictConfig, data: FaceData) -> None:
 
 def fit(cfg: DictConfig, data: FaceData, module: FerModule, record: RunRecord) -> None:
     """Trains to the last epoch or early stop, from the last checkpoint where there is one; loads the best weights."""
-    from fer_lab.learning.callbacks import Checkpoints
+    from fer_lab.learning.callbacks import Checkpoints, replace
     from fer_lab.models.weights import read
 
     checkpoints = Checkpoints(record.folder, cfg.monitor, cfg.mode)
     outcome = record.folder / "fit.json"
-    if not outcome.exists():
+    if not outcome.exists() or record.last_state is None:
         start = time.monotonic()
         trainer = make_trainer(cfg, record, checkpoints)
         resumed = checkpoints.last if checkpoints.last.exists() else None
@@ -151,7 +167,7 @@ def fit(cfg: DictConfig, data: FaceData, module: FerModule, record: RunRecord) -
             "seconds": round(time.monotonic() - start, 1),
             "resumed": resumed is not None,
         }
-        outcome.write_text(json.dumps(facts))
+        replace(outcome, lambda path: path.write_text(json.dumps(facts)))
         checkpoints.last.unlink(missing_ok=True)
     module.judged.load_state_dict(read(checkpoints.best))
 
@@ -205,6 +221,9 @@ def run_trainer(
     except Diverged as error:
         record.close("diverged", str(error))
         raise
+    except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first, and of SIGTERM
+        print(f"\nstopped; the same command continues run {record.name}")
+        raise
 
 
 def judge_once(cfg: DictConfig, data: FaceData, module: FerModule, record: RunRecord) -> list[Judgement]:
@@ -227,6 +246,7 @@ def judge_once(cfg: DictConfig, data: FaceData, module: FerModule, record: RunRe
             f"{usage}_{name}_{end}": value
             for name, interval in judgement.intervals.items()
             for end, value in interval._asdict().items()
+            if value == value  # nan: undefined
         }
         record.metrics({f"final/{name}": value for name, value in (final | bounds).items()}, step=epoch)
         judgements.append(judgement)

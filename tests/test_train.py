@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -154,8 +155,12 @@ def test_a_loss_that_is_no_number_ends_the_run_as_diverged(command, tmp_path, ml
         (("split=kfold", "split.fold=9"), ("expected 0..4",)),
         (("monitor=val/acc", "data.limit=70"), ("monitor=val/acc is not logged; choices: train/loss", "val/accuracy")),
         (("trainer.precision=17",), ("trainer: Precision", "bf16-mixed")),
-        (("optimizer.lr=-1",), ("optimizer: Invalid learning rate",)),
+        (("optimizer.lr=-1",), ("optimizer or scheduler: Invalid learning rate",)),
         (("model.net._target_=os.system",), ("os.system is not part of fer_lab",)),
+        (("views=tne", "data.limit=many", "patience=x"), ("views=tne: expected none, flip", "data.limit=many", "patience=x")),
+        (("model.weights=5",), ("no weights at 5", "runs:/ID or null")),
+        (("model.freeze=all",), ("model.freeze=all is not none, backbone",)),
+        (("task.weights=heavy",), ("task.weights: class weights 'heavy'",)),
     ],
 )  # fmt: skip
 def test_usage_errors_are_sentences_with_the_choices_and_exit_2(command, words, expected):
@@ -188,7 +193,7 @@ def test_a_run_lends_its_weights_and_is_judged_on_other_data(command, tmp_path):
 
     draw.write_fer2013_folders(tmp_path / "fer2013", {"train": 28, "validation": 14, "test": 21})
     places = [f"{key}={tmp_path}/{name}" for key, name in (("runs_dir", "runs"), ("cache_dir", "cache"))]
-    words = [f"run={folder.name}", "data=fer2013", f"data.root={tmp_path}/fer2013", "data.size=32"]
+    words = [f"run={folder.name}", "data=fer2013", f"data.root={tmp_path}/fer2013"]
     judged = command("evaluate", *words, *places, store=False)
     assert judged.returncode == 0, judged.stderr
     (place,) = (folder / "evaluations").glob("fer2013-*")
@@ -198,9 +203,12 @@ def test_a_run_lends_its_weights_and_is_judged_on_other_data(command, tmp_path):
 def test_a_tracking_server_that_is_down_changes_nothing_and_sync_makes_up_for_it(
     command, tmp_path, mlflow_client
 ):
-    dead = "tracking.uri=http://127.0.0.1:9"
+    secret = uuid.uuid4().hex
+    dead = f"tracking.uri=http://ann:{secret}@127.0.0.1:9"
     done = command("train", *TINY, "trainer.max_epochs=1", f"runs_dir={tmp_path}/runs", dead)
     assert done.returncode == 0, done.stderr
+    kept = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert not [path for path in kept if secret.encode() in path.read_bytes()]
     assert "fer_lab.sync" in done.stdout + done.stderr
     store = f"sqlite:///{tmp_path}/later.db"
     sent = command("sync", f"runs={tmp_path}/runs", f"uri={store}", store=False)
@@ -241,3 +249,49 @@ def test_bad_files_are_told_together_and_can_be_skipped(command, tmp_path):
         )
         == 124
     )
+
+
+def test_patience_stops_early_and_the_best_epoch_is_what_is_judged(command, tmp_path):
+    words = (
+        *TINY,
+        "trainer.max_epochs=40",
+        "patience=2",
+        "optimizer.lr=0.01",
+        "trainer.gradient_clip_val=1.0",
+    )
+    done = command("train", *words)
+    assert done.returncode == 0, done.stderr
+    folder = only_run(tmp_path / "runs")
+    facts, found = json.loads((folder / "fit.json").read_text()), metrics(folder)
+    accuracies = list(found["val/accuracy"].values())
+    assert facts["epochs"] == len(accuracies) < 40
+    assert facts["best_epoch"] == accuracies.index(max(accuracies)) == len(accuracies) - 3
+    judged = found["final/validation_accuracy"][facts["best_epoch"]]
+    assert judged == pytest.approx(facts["best_score"]) == pytest.approx(max(accuracies))
+
+    again = command("train", *words, "rerun=true")
+    assert again.returncode == 0, again.stderr
+    second = next(path for path in (tmp_path / "runs").iterdir() if path.name == f"{folder.name}-2")
+    assert metrics(second) == found, "one seed, one result"
+
+
+def test_mixed_precision_and_clipping_go_together_with_the_fused_default_optimizer(command, tmp_path):
+    words = (
+        "trainer.precision=bf16-mixed",
+        "trainer.gradient_clip_val=0.1",
+        "trainer.max_epochs=1",
+        "augment=none",
+    )
+    done = command("train", *TINY, *words, "model=vgg16", "model.weights=null")
+    assert done.returncode == 0, done.stderr
+    run = only_run(tmp_path / "runs")
+    moved = command(
+        "evaluate",
+        f"run={run.name}",
+        "split=kfold",
+        f"runs_dir={tmp_path}/runs",
+        f"cache_dir={tmp_path}/cache",
+        store=False,
+    )
+    assert moved.returncode == 0, moved.stderr
+    assert "faces trained this run" in moved.stdout

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fer_lab.data.faces import DataError
+from fer_lab.data.faces import TEST_VIEWS, DataError
 
 PADDINGS = ("border", "reflection", "zeros")
-TEST_VIEWS = ("none", "flip", "five", "ten")
 UNIT_SETTINGS = (
     *("flip", "rotation_probability", "shift_probability", "zoom_probability"),
     *("erasing", "erasing_fill", "brightness", "contrast"),

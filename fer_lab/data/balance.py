@@ -26,9 +26,7 @@ class Balance:
     ) -> None:
         self.shrink, self.grow = (self.indices(names, classes) for names in (undersample, oversample))
         if both := [classes[label] for label in sorted(self.shrink & self.grow)]:
-            raise DataError(
-                f"data.balance puts {', '.join(both)} under undersample and oversample; choose one"
-            )
+            raise DataError(f"balance puts {', '.join(both)} under undersample and oversample; choose one")
         self.goal = min if undersample == "all" else max if oversample == "all" else None
 
     @staticmethod
@@ -38,7 +36,7 @@ class Balance:
         wanted = [expression(name) for name in ([names] if isinstance(names, str) else names)]
         missing = [name for name in wanted if name not in classes]
         if missing:
-            raise DataError(f"data.balance names {', '.join(missing)}; the data set has {', '.join(classes)}")
+            raise DataError(f"balance names {', '.join(missing)}; the data set has {', '.join(classes)}")
         return {list(classes).index(name) for name in wanted}
 
     def sizes(self, labels: NDArray[np.int64]) -> dict[int, int]:

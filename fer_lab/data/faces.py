@@ -29,6 +29,8 @@ SYNONYMS = {
 }  # fmt: skip
 
 USAGES = ("train", "validation", "test")
+TEST_VIEWS = ("none", "flip", "five", "ten")
+"""What a prediction may be averaged over: the face, its mirror image, five crops, or those and theirs."""
 
 
 class DataError(ValueError):

@@ -51,6 +51,8 @@ class Official:
     """The data set's own split. Where it has no validation part, a stratified share of train becomes it."""
 
     def __init__(self, validation: float = 0.1, seed: int = 42) -> None:
+        if not 0 < validation < 1:
+            raise DataError(f"split.validation={validation} must be a share in 0..1")
         self.validation = validation
         self.seed = seed
 

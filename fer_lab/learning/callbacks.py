@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,8 +49,12 @@ class Checkpoints(Checkpoint):  # Lightning calls these last, when everything of
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, FerModule)
+        if self.monitor not in trainer.callback_metrics:
+            raise LearningError(
+                f"monitor={self.monitor} was not logged in this epoch: every epoch must validate"
+            )
         score = self.sign * float(trainer.callback_metrics[self.monitor])
-        if score > self.best_score or self.best_epoch < 0:
+        if score > self.best_score or self.best_epoch < 0 or math.isnan(self.best_score):
             self.best_score, self.best_epoch = score, trainer.current_epoch
             frozen = {name for name, value in pl_module.net.named_parameters() if not value.requires_grad}
             self.best_state = {
@@ -134,6 +139,11 @@ class OneBar(ProgressBar):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if (value := trainer.callback_metrics.get(self.monitor)) is not None:
             self.score = f"{self.monitor} {float(value):.3f}"
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self.bar.stop()  # gives the cursor back
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.bar.stop()

@@ -104,18 +104,18 @@ class FerModule(pl.LightningModule):
         logits = self(faces)
         loss = self.task.loss(logits, faces.labels)
         if self.device.type == "cpu" or batch_idx % 50 == 0:  # reading a loss stalls a GPU
-            self.refuse_divergence(loss)
+            self.refuse_divergence(loss.detach())
         count = len(faces.labels)
         self.train_sums.append(
             (loss.detach() * count, self.task.correct(logits.detach(), faces.labels), count)
         )
         return loss
 
-    def refuse_divergence(self, loss: Tensor) -> None:
-        if not math.isfinite(value := float(loss.detach())):
+    def refuse_divergence(self, loss: Tensor | float, part: str = "training") -> None:
+        if not math.isfinite(value := float(loss)):
             rates = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
             raise Diverged(
-                f"the training loss is {value} at step {self.global_step} (epoch {self.current_epoch}) with "
+                f"the {part} loss is {value} at step {self.global_step} (epoch {self.current_epoch}) with "
                 f"{type(self.trainer.optimizers[0]).__name__}, learning rate {rates[0]:.3g}, precision "
                 f"{self.trainer.precision}; try a lower optimizer.lr, trainer.gradient_clip_val=1 or 32-bit precision"
             )
@@ -125,10 +125,23 @@ class FerModule(pl.LightningModule):
         if self.average is not None:
             self.average.update_parameters(self.net)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """By norm (or value); Lightning's own refuses fused optimizers under mixed precision."""
+        if gradient_clip_val:
+            by_value = gradient_clip_algorithm == "value"
+            clip = nn.utils.clip_grad_value_ if by_value else nn.utils.clip_grad_norm_
+            clip(self.net.parameters(), gradient_clip_val)
+
     def on_train_epoch_end(self) -> None:
         losses, correct, counts = zip(*self.train_sums, strict=True)
         self.train_sums.clear()
         mean_loss = float(torch.stack(losses).sum()) / sum(counts)
+        self.refuse_divergence(mean_loss)
         self.log_dict(
             {
                 "train/loss": mean_loss,
@@ -145,6 +158,7 @@ class FerModule(pl.LightningModule):
         logits, labels = (torch.cat(parts).cpu() for parts in zip(*self.outputs, strict=True))
         self.outputs.clear()
         loss = self.task.loss(logits.to(self.device, torch.float32), labels.to(self.device))
+        self.refuse_divergence(loss, "validation")
         scores = self.scores(logits.float(), labels)
         self.log_dict({"val/loss": float(loss), **{f"val/{name}": value for name, value in scores.items()}})
 
@@ -164,13 +178,11 @@ class FerModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         try:
             optimizer = self.make_optimizer(parameter_groups(self.net))
+            if self.make_scheduler is None:
+                return optimizer
+            epochs = self.trainer.max_epochs or 1
+            steps = -(-int(self.trainer.estimated_stepping_batches) // epochs)
+            schedule = self.make_scheduler(optimizer, epochs=epochs, steps_per_epoch=steps)
         except ValueError as error:
-            raise LearningError(f"optimizer: {error}") from error
-        if self.make_scheduler is None:
-            return optimizer
-        epochs = self.trainer.max_epochs or 1
-        steps = -(-int(self.trainer.estimated_stepping_batches) // epochs)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": self.make_scheduler(optimizer, epochs=epochs, steps_per_epoch=steps),
-        }
+            raise LearningError(f"optimizer or scheduler: {error}") from error
+        return {"optimizer": optimizer, "lr_scheduler": schedule}

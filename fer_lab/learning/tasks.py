@@ -32,7 +32,10 @@ class Emotion(nn.Module):
 
     def fit_to(self, counts: Sequence[int]) -> None:
         """Sets the class weights from the training part's class counts."""
-        self.class_weights = class_weights(self.weights, counts)
+        try:
+            self.class_weights = class_weights(self.weights, counts)
+        except (ValueError, TypeError) as error:
+            raise DataError(f"task.weights: {error}") from error
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(logits, labels, weights=self.class_weights, smoothing=self.label_smoothing)

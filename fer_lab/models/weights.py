@@ -155,7 +155,7 @@ def freeze(net: nn.Module, what: str | int) -> tuple[str, ...]:
     elif str(what).isdecimal() and not isinstance(what, bool) and int(what) <= len(parts):
         frozen = list(parts)[: int(what)]
     else:
-        raise ValueError(
+        raise WeightsError(
             f"model.freeze={what} is not none, backbone or a number in 0..{len(parts)} ({', '.join(parts)})"
         )
     for name in frozen:

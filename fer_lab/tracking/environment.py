@@ -11,6 +11,7 @@ from getpass import getuser
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from fer_lab.tracking.address import redacted
 from fer_lab.tracking.record import RunRecord
 
 PACKAGES = (
@@ -83,7 +84,7 @@ def _versions() -> dict[str, str]:
 
 def _command() -> dict[str, str]:
     arguments = list(sys.orig_argv[1:])
-    command = shlex.join([Path(sys.orig_argv[0]).name, *arguments])
+    command = redacted(shlex.join([Path(sys.orig_argv[0]).name, *arguments]))
     return {
         "command": command,
         "mlflow.source.name": command,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -72,7 +71,8 @@ def _download(run_id: str, runs_dir: Path, uri: str) -> Path:
         (Path(work) / FORWARDED).write_text(json.dumps({redacted(uri): {"run_id": run_id}}))
         name = run.data.tags.get("fer.run") or run.info.run_name or run_id
         folder = runs_dir / re.sub(r"[^\w.=,+@ -]", "_", name)
-        if folder.exists():
-            folder = runs_dir / f"{folder.name}-{run_id[:8]}"
-        shutil.copytree(work, folder)
+        folder = runs_dir / f"{folder.name}-{run_id[:8]}"  # a name that no training here takes
+        if not folder.exists():
+            Path(work).rename(folder)
+            Path(work).mkdir()
     return folder

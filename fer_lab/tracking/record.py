@@ -64,6 +64,7 @@ class RunRecord:
         self._file: int | None = None
         self._silenced = False
         self._params: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
         self._steps: dict[str, int] = {}
         for event, _ in read_events(self.folder):
             self._remember(event)
@@ -93,6 +94,9 @@ class RunRecord:
 
     def tags(self, values: Mapping[str, Any]) -> None:
         self._append("tags", values={key: str(value) for key, value in values.items()})
+
+    def tag(self, name: str) -> str | None:
+        return self._tags.get(name)
 
     def metrics(self, values: Mapping[str, Any], step: int) -> None:
         """Numbers at a step. Those at or before the last step of their name are dropped, so that an epoch
@@ -149,6 +153,8 @@ class RunRecord:
                 self.state = event["state"]
                 for key in ("owner", "uri", "experiment"):
                     setattr(self, key, event.get(key, getattr(self, key)))
+            case "tags":
+                self._tags.update(event["values"])
             case "params":
                 self._params.update(event["values"])
             case "metrics":

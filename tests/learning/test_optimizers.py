@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from fer_lab.learning.module import moving_average
 from fer_lab.learning.optimizers import SGDW, Muon, parameter_groups
 from fer_lab.models.small import Small
 from fer_lab.models.weights import freeze
@@ -129,3 +130,15 @@ def test_muon_moves_inner_convolutions_by_a_nearly_orthogonal_step_and_the_rest_
     gradient = net[1].weight.grad.flatten(1)
     left, _, right = torch.linalg.svd(gradient, full_matrices=False)
     assert torch.nn.functional.cosine_similarity(moved.flatten(), (left @ right).flatten(), dim=0) > 0.95
+
+
+def test_the_moving_average_forgets_the_first_steps_faster():
+    average, value = [torch.zeros(2)], [torch.ones(2)]
+    update = moving_average(0.998)
+    update(average, value, 1)  # decay 1 / 11
+    torch.testing.assert_close(average[0], torch.full((2,), 10 / 11))
+    update(average, [torch.zeros(2)], 100_000)  # decay 0.998
+    torch.testing.assert_close(average[0], torch.full((2,), 10 / 11 * 0.998))
+    counts = [torch.tensor([3])]
+    update(counts, [torch.tensor([7])], 5)
+    assert counts[0].item() == 7
