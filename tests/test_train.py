@@ -58,7 +58,7 @@ def test_a_run_is_trained_judged_tracked_and_found_again(command, tmp_path, mlfl
     (run,) = client.search_runs([client.get_experiment_by_name("fer_lab").experiment_id])
     assert run.info.status == "FINISHED"
     assert [point.step for point in client.get_metric_history(run.info.run_id, "val/accuracy")] == [0, 1]
-    assert run.data.params["optimizer.lr"] == "0.001"
+    assert run.data.params["optimizer.lr"] == "0.08"
     assert {"train", "validation", "test"} <= {
         tag.value for entry in run.inputs.dataset_inputs for tag in entry.tags
     }
