@@ -1,0 +1,1 @@
+"""Triton convolution kernels: torch and triton only. Nothing here yet."""
