@@ -62,6 +62,7 @@ def connect(uri: str, experiment: str) -> Connection:
     """A client and its experiment; a fresh database is created under a lock, since MLflow's own first start
     breaks when several processes do it at once."""
     with _database_lock(uri):
+        _create_database(uri)
         client = open_client(uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
@@ -82,6 +83,18 @@ def open_client(uri: str) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _create_database(uri: str) -> None:
+    """A fresh sqlite file appears whole: one left half made by a killed process would refuse all who come after."""
+    if not uri.startswith("sqlite:///"):
+        return
+    path = Path(uri.removeprefix("sqlite:///").split("?")[0])
+    if not path.exists():
+        part = path.with_name(f"{path.name}.part")
+        part.unlink(missing_ok=True)
+        open_client(f"sqlite:///{part}").search_experiments()
+        part.rename(path)
 
 
 def _database_lock(uri: str) -> AbstractContextManager[object]:

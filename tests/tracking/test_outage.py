@@ -133,7 +133,7 @@ def test_a_run_that_only_the_server_has_is_downloaded(server, tmp_path):
         record.artifact("config.yaml")
         record.artifact("figures/curve.txt")
     here = find_run(f"runs:/{forwarder.mlflow_run_id}", tmp_path / "here", server.url)
-    assert here == tmp_path / "here" / "a"
+    assert here == tmp_path / "here" / f"a-{forwarder.mlflow_run_id[:8]}"
     assert (here / "config.yaml").read_text() == "seed: 1"
     assert (here / "figures" / "curve.txt").read_text() == "falls"
     for spec in ("a", forwarder.mlflow_run_id):  # not downloaded again

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 
 from fer_lab.tracking.forward import sync, sync_run, tracked
 from fer_lab.tracking.record import SPOOL, RunRecord, open_run, reconcile
-from fer_lab.tracking.store import FORWARDED, Refused, Sender, forwarded
+from fer_lab.tracking.store import FORWARDED, Refused, Sender, connect, forwarded
 
 
 @pytest.fixture(scope="module")
@@ -316,3 +316,17 @@ def test_importing_the_record_and_the_forwarder_imports_no_mlflow():
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_DISABLE_TELEMETRY"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.splitlines() == ["[]", "True"]
+
+
+def test_a_process_killed_while_it_makes_the_database_leaves_nothing_in_the_way(tmp_path):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    line = [sys.executable, "-c", f"from fer_lab.tracking.store import connect; connect({uri!r}, 'first')"]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (part := tmp_path / "mlflow.db.part").exists() or part.stat().st_size == 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()  # some tables are there, others are not
+    process.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    assert connect(uri, "second").experiment_id
