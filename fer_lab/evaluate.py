@@ -58,7 +58,7 @@ def judge(module: FerModule, data: FaceData, usage: str, views: str) -> Judgemen
     import torch
 
     from fer_lab.evaluation.metrics import emotion_metrics, per_class
-    from fer_lab.evaluation.uncertainty import bootstrap_confusion
+    from fer_lab.evaluation.uncertainty import bootstrap_confusion, bootstrap_probabilities
 
     module.eval()
     rows = getattr(data.split, usage)
@@ -70,6 +70,7 @@ def judge(module: FerModule, data: FaceData, usage: str, views: str) -> Judgemen
     people = [str(data.index.subjects[row]) for row in rows] if data.index.has_subjects else None
     if people and len(set(people)) == 1:
         people = None  # of one person only the pictures can be drawn again
+    chosen = found.argmax(1).numpy()
     return Judgement(
         usage=usage,
         classes=classes,
@@ -77,7 +78,8 @@ def judge(module: FerModule, data: FaceData, usage: str, views: str) -> Judgemen
         labels=labels.numpy(),
         probabilities=found.numpy(),
         scores=emotion_metrics(logits, labels, classes),
-        intervals=bootstrap_confusion(labels.numpy(), found.argmax(1).numpy(), len(classes), groups=people),
+        intervals=bootstrap_confusion(labels.numpy(), chosen, len(classes), groups=people)
+        | bootstrap_probabilities(labels.numpy(), found.double().numpy(), people),
         per_class=per_class(logits, labels, classes),
         inference_ms=inference_ms(module, data, rows[:16], views),
     )

@@ -114,3 +114,13 @@ def test_make_ui_opens_mlflow_on_loopback_alone(home):
     finally:
         server.terminate()
         server.wait(20)
+
+
+@pytest.mark.long
+def test_make_train_on_a_bare_clone_trains_and_can_be_repeated(tmp_path):
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tmp_path / "clone")], check=True)
+    for words in ("next: python -m fer_lab.evaluate run=vgg19-jaffe-", "trained before"):
+        line = ["make", "train"]
+        done = subprocess.run(line, cwd=tmp_path / "clone", capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert words in done.stdout

@@ -91,8 +91,13 @@ def confusion(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Tensor:
 def confusion_metrics(counts: Tensor) -> dict[str, Tensor]:
     """The figures that follow from the confusion alone, for (…, K, K) counts: a (…) tensor each, float64.
 
-    accuracy, balanced_accuracy, f1_macro, f1_weighted and kappa, defined as in `emotion_metrics`.
+    accuracy, balanced_accuracy, f1_macro, f1_weighted, kappa and mcc, defined as in `emotion_metrics`.
     """
+
+    def spread(of: Tensor) -> Tensor:
+        """1 - the chance that two items share their class (Gorodkin 2004)."""
+        return 1 - (of / total[..., None]).square().sum(-1)
+
     counts = counts.double()
     total = counts.sum((-2, -1))
     hits, support, predicted = counts.diagonal(dim1=-2, dim2=-1), counts.sum(-1), counts.sum(-2)
@@ -104,6 +109,7 @@ def confusion_metrics(counts: Tensor) -> dict[str, Tensor]:
         "f1_macro": f1.nanmean(-1),
         "f1_weighted": (f1.nan_to_num() * support).sum(-1) / total,
         "kappa": (accuracy - chance) / (1 - chance),
+        "mcc": (accuracy - chance) / (spread(support) * spread(predicted)).sqrt(),
     }
 
 

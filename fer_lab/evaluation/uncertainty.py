@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from fer_lab.evaluation.metrics import confusion_metrics
+from fer_lab.evaluation.metrics import BINS, confusion_metrics
 
 
 class Interval(NamedTuple):
@@ -55,7 +55,7 @@ def bootstrap_confusion(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Intervals of accuracy, balanced_accuracy, f1_macro, f1_weighted and kappa.
+    """Intervals of accuracy, balanced_accuracy, f1_macro, f1_weighted, kappa and mcc.
 
     `labels` and `predicted` are class indices (N,). Exactly the bootstrap over images or groups, but drawn
     as whole confusion matrices: counts of a resample of images are multinomial over the K² cells, those of
@@ -75,6 +75,40 @@ def bootstrap_confusion(
     if len(members) < 2:
         return dict.fromkeys(values, Interval(float("nan"), float("nan")))
     return {name: _percentiles(value.numpy(), level) for name, value in values.items()}
+
+
+def bootstrap_probabilities(
+    labels: NDArray[np.int64], probabilities: NDArray[np.float64], groups: Sequence[str | None] | None = None
+) -> dict[str, Interval]:
+    """Intervals of nll, brier and ece (2,000 resamples) and of auroc (300), from probabilities (N, K)."""
+    from scipy.stats import rankdata
+
+    count, rows = len(labels), np.arange(len(labels))
+    surprise = -np.log(np.clip(probabilities[rows, labels], 1e-12, None))
+    distance = ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(1)
+    confidence = probabilities.max(1)
+    gap = confidence - (probabilities.argmax(1) == labels)
+    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
+
+    def calibration_error(drawn: NDArray[np.int64]) -> float:
+        return float(np.abs(np.bincount(place[drawn], gap[drawn], BINS)).sum() / len(drawn))
+
+    def auroc(drawn: NDArray[np.int64]) -> float:
+        """Mean over the classes present of Mann and Whitney's statistic, ties counted half."""
+        hits = np.eye(probabilities.shape[1])[labels[drawn]]  # (N, K)
+        positive = hits.sum(0)
+        pairs = positive * (len(drawn) - positive)
+        if len(drawn) == positive.max():
+            return float("nan")
+        wins = (rankdata(probabilities[drawn], axis=0) * hits).sum(0) - positive * (positive + 1) / 2
+        return float(np.mean(wins[pairs > 0] / pairs[pairs > 0]))
+
+    return {
+        "nll": bootstrap(lambda drawn: float(surprise[drawn].mean()), count, groups),
+        "brier": bootstrap(lambda drawn: float(distance[drawn].mean()), count, groups),
+        "ece": bootstrap(calibration_error, count, groups),
+        "auroc": bootstrap(auroc, count, groups, resamples=300),
+    }
 
 
 def _members(count: int, groups: Sequence[str | None] | None) -> list[NDArray[np.int64]]:

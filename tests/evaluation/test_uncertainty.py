@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from fer_lab.evaluation.metrics import confusion_metrics
-from fer_lab.evaluation.uncertainty import bootstrap, bootstrap_confusion
+from fer_lab.evaluation.metrics import confusion_metrics, emotion_metrics
+from fer_lab.evaluation.uncertainty import bootstrap, bootstrap_confusion, bootstrap_probabilities
 
 COUNT = 600
 GENERATOR = np.random.default_rng(7)
@@ -94,3 +94,22 @@ def test_refuses_no_items_and_nameless_groups() -> None:
         bootstrap_confusion([], [], 7)
     with pytest.raises(ValueError, match=r"3 groups, 1 of them None, for 3 items.*groups=None"):
         bootstrap(lambda rows: 0.0, 3, groups=["a", None, "b"])
+
+
+def test_intervals_of_probabilities_hold_the_figures_they_are_of():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(4, size=600)
+    logits = torch.from_numpy(generator.normal(size=(600, 4)) + 1.5 * np.eye(4)[labels])
+    found = bootstrap_probabilities(labels, logits.softmax(1).numpy())
+    scores = emotion_metrics(logits, torch.from_numpy(labels), ["a", "b", "c", "d"])
+    found |= bootstrap_confusion(labels, logits.argmax(1).numpy(), 4)
+    for name in ("nll", "brier", "auroc", "mcc"):
+        low, high = found[name]
+        assert low < scores[name] < high and high - low < 0.3
+    assert found["ece"].low > 0.5 * scores["ece"] and found["ece"].high < 4 * scores["ece"]
+    error = (-logits.log_softmax(1)[range(600), labels]).std() / 600**0.5  # the normal interval of a mean
+    assert found["nll"].high - found["nll"].low == pytest.approx(float(2 * 1.96 * error), rel=0.1)
+    counts = torch.zeros(4, 4).index_put_(
+        (torch.from_numpy(labels), logits.argmax(1)), torch.tensor(1.0), accumulate=True
+    )
+    assert float(confusion_metrics(counts)["mcc"]) == pytest.approx(scores["mcc"], abs=1e-6)
