@@ -182,7 +182,6 @@ def keys(config: DictConfig, prefix: str = "") -> Iterable[str]:
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    known = list(known)
     known = sorted(set(known))
     found = get_close_matches(word, known, n=3, cutoff=0.5)
     tail = word.rsplit(".", 1)[-1]
