@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hydra
 from hydra.utils import get_object
@@ -13,12 +14,14 @@ from fer_lab.cli import UsageError
 from fer_lab.data.faces import digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import torch
-    from torch import Tensor
+    from torch import nn
 
+    from fer_lab.data.cache import Cache
     from fer_lab.data.datamodule import FaceData
+    from fer_lab.data.splits import Split
     from fer_lab.learning.module import FerModule
 
 ALLOWED = (
@@ -72,16 +75,55 @@ def targets(config: Any) -> Iterator[str]:
             yield from targets(value)
 
 
-def build_data(cfg: DictConfig) -> FaceData:
-    """The data, decoded and split; sets cfg.classes, class_count and size, which the rest of the config refers to."""
+class Part(NamedTuple):
+    """One usage of a split, for the record: `counts` are the faces of each class."""
+
+    usage: str
+    digest: str
+    counts: dict[str, int]
+
+
+class Loaded(NamedTuple):
+    """A data set, decoded and split, with what identifies it; one for all runs of this process that ask for it."""
+
+    cache: Cache
+    split: Split
+    split_digest: str
+    parts: tuple[Part, ...]
+
+
+def load_data(cfg: DictConfig) -> Loaded:
+    """The files are looked at once in a process: trials of a sweep share what they found."""
+    sections = [OmegaConf.to_container(cfg[name], resolve=True) for name in ("data", "split")]
+    sections[0].pop("batch_size")  # type: ignore[union-attr]
+    key = json.dumps([*sections, str(cfg.cache_dir)])
+    if key not in _loaded:
+        _loaded[key] = load_data_anew(cfg)
+    return _loaded[key]
+
+
+_loaded: dict[str, Loaded] = {}
+
+
+def load_data_anew(cfg: DictConfig) -> Loaded:
     from fer_lab.data.cache import open_cache
+    from fer_lab.data.faces import USAGES
     from fer_lab.data.splits import split_within
 
-    refuse_wrong_sizes(cfg)
     source = instantiate(cfg.data.source)
     cache = open_cache(source, cfg.data.size, cfg.data.channels, Path(cfg.cache_dir), cfg.data.bad)
-    split = split_within(instantiate(cfg.split), cache.index, cfg.data.limit)
-    classes = list(cache.index.classes)
+    index = cache.index
+    split = split_within(instantiate(cfg.split), index, cfg.data.limit)
+    subsets = {usage: index.subset(rows) for usage in USAGES if len(rows := getattr(split, usage))}
+    parts = (Part(usage, digest(one.digest, *one.names), one.counts()) for usage, one in subsets.items())
+    return Loaded(cache, split, split.digest(index), tuple(parts))
+
+
+def build_data(cfg: DictConfig) -> FaceData:
+    """The data, decoded and split; sets cfg.classes, class_count and size, which the rest of the config refers to."""
+    refuse_wrong_sizes(cfg)
+    loaded = load_data(cfg)
+    classes = list(loaded.cache.index.classes)
     size = cfg.augment.get("crop") or cfg.data.size
     for key, value in {"classes": classes, "class_count": len(classes), "size": size}.items():
         OmegaConf.update(cfg, key, value, force_add=True)
@@ -89,7 +131,9 @@ def build_data(cfg: DictConfig) -> FaceData:
     from fer_lab.data.datamodule import FaceData  # Lightning: only now, when nothing is wrong with the data
 
     balance = instantiate(cfg.balance)
-    return FaceData(cache, split, instantiate(cfg.augment), cfg.data.batch_size, balance, cfg.seed)
+    return FaceData(
+        loaded.cache, loaded.split, instantiate(cfg.augment), cfg.data.batch_size, balance, cfg.seed
+    )
 
 
 def refuse_wrong_sizes(cfg: DictConfig) -> None:
@@ -128,14 +172,10 @@ def device_of(cfg: DictConfig) -> torch.device:
     return torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
 
 
-def build_module(cfg: DictConfig, data: FaceData, weights: str | None) -> FerModule:
-    """The net with `weights` (imagenet, a path or none), frozen as asked, and how it learns."""
-    import numpy as np
+def make_net(cfg: DictConfig, weights: str | None) -> nn.Module:
     import pytorch_lightning as pl
     import torch
 
-    from fer_lab.evaluation.metrics import quick_metrics
-    from fer_lab.learning.module import FerModule
     from fer_lab.models.weights import freeze, load_weights
 
     pl.seed_everything(cfg.seed, verbose=False)
@@ -144,7 +184,22 @@ def build_module(cfg: DictConfig, data: FaceData, weights: str | None) -> FerMod
     if any(name.startswith("head.") for name in loaded.dropped):
         print(f"{weights}: its head is of another shape and stays behind; ours starts afresh")
     freeze(net, cfg.model.freeze)
-    net = net.to(memory_format=torch.channels_last)  # as fast or faster on CPUs and tensor cores alike
+    return net.to(memory_format=torch.channels_last)  # as fast or faster on CPUs and tensor cores alike
+
+
+def build_module(
+    cfg: DictConfig,
+    data: FaceData,
+    weights: str | None,
+    make: Callable[[DictConfig, str | None], nn.Module] = make_net,
+) -> FerModule:
+    """The net with `weights` (imagenet, a path or none), frozen as asked, and how it learns."""
+    import numpy as np
+
+    from fer_lab.evaluation.metrics import quick_metrics
+    from fer_lab.learning.module import FerModule
+
+    net = make(cfg, weights)
     task = instantiate(cfg.task)
     task.fit_to(np.bincount(data.index.labels[data.split.train], minlength=len(cfg.classes)).tolist())
     return FerModule(
@@ -159,36 +214,13 @@ def build_module(cfg: DictConfig, data: FaceData, weights: str | None) -> FerMod
     )
 
 
-def use_frozen_features(data: FaceData, module: FerModule, cache_dir: str) -> bool:
-    """Gives `data` the backbone's features in place of images, where the backbone sees only a fixed set of them."""
-    import torch
-
-    from fer_lab.data.faces import Faces
-    from fer_lab.learning.features import features_key, frozen_features
-
-    augment = data.augment
-    backbone = module.net.get_submodule("backbone").eval()
-    frozen = not any(weight.requires_grad for weight in backbone.parameters())
-    if not frozen or augment.mixup or augment.resolutions or not (augment.is_identity or augment.views):
-        return False
-    images, labels = torch.from_numpy(data.cache.images), torch.from_numpy(data.index.labels)
-
-    @torch.inference_mode()
-    def compute() -> Iterator[Tensor]:
-        for rows in data.rows.split(32):
-            faces = Faces(images[rows].to(module.device), labels[rows], rows)
-            views = data.all_views(faces)  # (B, 1 + k, C, H, W)
-            found = backbone(module.preprocess(views.flatten(0, 1)))
-            yield found.unflatten(0, views.shape[:2])
-
-    views = 1 + (augment.views or 0)
-    looks = repr(sorted(vars(augment).items())) if augment.views else repr(augment.crop)
-    key = features_key(
-        backbone, data.index.digest, str(data.rows.tolist()), looks, str(views), str(data.seed if views > 1 else 0),
-        module.preprocess.signature,
-    )  # fmt: skip
-    data.features = frozen_features(Path(cache_dir), key, len(data.rows), views, compute)
-    return True
+def file_stamp(path: str | Path | None) -> tuple[int, int]:
+    """Size and time of a file's last change; (0, 0) for what is no file."""
+    try:
+        facts = Path(path or "").expanduser().stat()
+    except OSError:
+        return 0, 0
+    return facts.st_size, facts.st_mtime_ns
 
 
 def signature(cfg: DictConfig, data: FaceData, weights_digest: str) -> str:
@@ -201,5 +233,5 @@ def signature(cfg: DictConfig, data: FaceData, weights_digest: str) -> str:
         for parent in parents:
             section = section[parent]
         section.pop(leaf, None)
-    parts = (data.index.digest, data.split.digest(data.index), weights_digest)
+    parts = (data.index.digest, load_data(cfg).split_digest, weights_digest)
     return digest(OmegaConf.to_yaml(settings, sort_keys=True), *parts)

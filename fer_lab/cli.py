@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
+os.environ.setdefault("FER_LAB_ROOT", str(ROOT))  # where Hydra finds sweeps/
 
 
 class UsageError(Exception):
@@ -36,6 +37,7 @@ def main(task: Callable[[DictConfig], Any], config_name: str) -> None:
     failures: list[BaseException] = []
 
     def guarded(cfg: DictConfig) -> Any:
+        """A single run; a sweep never comes here, its sweeper calls what it tunes."""
         try:
             refuse_wrong_kinds(cfg, config_name)
             return task(cfg)
@@ -47,6 +49,8 @@ def main(task: Callable[[DictConfig], Any], config_name: str) -> None:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
     except (HydraException, OmegaConfBaseException) as error:
         leave(explain(sys.argv[1:], config_name) or str(error), 2)
+    except Exception as error:  # of a sweeper
+        failures.append(error)
     for failure in failures:
         settle(failure)
 
@@ -60,7 +64,7 @@ def show_help(config_name: str) -> None:
     print(f"{usage.header}\n\nGroups and their choices (group=choice)")
     for group in sorted(cfg.hydra.runtime.choices):
         if "/" not in group:
-            print(f"  {group}: {', '.join(sorted(path.stem for path in (CONF / group).glob('*.yaml')))}")
+            print(f"  {group}: {', '.join(choices_of(group))}")
     settings = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     print(f"\nKeys and their values now (key=value)\n\n{OmegaConf.to_yaml(settings)}\n{usage.footer}")
 
@@ -93,7 +97,7 @@ def refuse_wrong_kinds(cfg: DictConfig, config_name: str) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     overrides = HydraConfig.get().overrides.task
-    groups = [text for text in overrides if (CONF / text.partition("=")[0].lstrip("+~")).is_dir()]
+    groups = [text for text in overrides if folder_of(text.partition("=")[0].lstrip("+~")).is_dir()]
     if len(groups) == len(overrides):
         return
     usual = hydra.compose(config_name, overrides=groups)
@@ -133,7 +137,7 @@ def explain(arguments: list[str], config_name: str) -> str | None:
         except HydraException:
             faults.append(f"{text!r} is not of the form key=value or group=choice")
             continue
-        (choices if (CONF / str(override.key_or_group)).is_dir() else values).append(override)
+        (choices if folder_of(str(override.key_or_group)).is_dir() else values).append(override)
     wrong = {override.key_or_group: fault for override in choices if (fault := choice_fault(override))}
     good = [str(override.input_line) for override in choices if override.key_or_group not in wrong]
     faults += wrong.values()
@@ -145,10 +149,18 @@ def choice_fault(override: Override) -> str | None:
     group, choice = override.key_or_group, override.value()
     if not isinstance(choice, str):
         return None
-    known = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    known = choices_of(group)
     if choice in known:
         return None
     return f"{group}={choice}: no such {group}{near(choice, known)}; choices: {', '.join(known)}"
+
+
+def folder_of(group: str) -> Path:
+    return ROOT / "sweeps" if group == "sweeps" else CONF / group
+
+
+def choices_of(group: str) -> list[str]:
+    return sorted(path.stem for path in folder_of(group).glob("*.yaml"))
 
 
 def value_fault(override: Override, groups: list[str], config_name: str) -> str | None:

@@ -199,7 +199,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     return rejudge(folder, overridden(saved, cfg))
 
 
-def rejudge(folder: Path, config: DictConfig) -> dict[str, Any]:
+def rebuild(folder: Path, config: DictConfig) -> tuple[FerModule, FaceData]:
+    """The net of a run with its best weights, and the data that `config` names for it."""
     from fer_lab.build import build_data, build_module, device_of
     from fer_lab.models.weights import read
 
@@ -209,9 +210,14 @@ def rejudge(folder: Path, config: DictConfig) -> dict[str, Any]:
         raise UsageError(
             f"the run tells {', '.join(trained)} apart; {data.index.name} has {', '.join(data.index.classes)}"
         )
-    warn_of_trained_faces(folder, config, data)
     module = build_module(config, data, weights=None).to(device_of(config))
     module.judged.load_state_dict(read(folder / "best.pt"))
+    return module, data
+
+
+def rejudge(folder: Path, config: DictConfig) -> dict[str, Any]:
+    module, data = rebuild(folder, config)
+    warn_of_trained_faces(folder, config, data)
     usages = [usage for usage in ("validation", "test") if len(getattr(data.split, usage))]
     judgements = [judge(module, data, usage, config.views) for usage in usages]
     place = folder / "evaluations" / f"{data.index.name}-{data.split.digest(data.index)[:8]}"

@@ -2,30 +2,54 @@
 
 from __future__ import annotations
 
-import json
+import gc
+import hashlib
 import time
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lab.cli import ROOT, UsageError, main
+from fer_lab.fit import Result
 
 if TYPE_CHECKING:
-    import pytorch_lightning as pl
-
-    from fer_lab.data.datamodule import FaceData
     from fer_lab.evaluate import Judgement
-    from fer_lab.learning.module import FerModule
     from fer_lab.tracking.record import RunRecord
 
 
-def train(cfg: DictConfig) -> float:
-    """Trains what `cfg` describes, or finds or continues that very run; the best monitored score."""
-    if cfg.mode not in ("max", "min"):
-        raise UsageError(f"mode={cfg.mode}; choices: max, min")
-    from fer_lab.build import build_data, build_module, device_of, signature, use_frozen_features
+class Trial(Protocol):
+    """What a run asks of the sweep that it belongs to."""
+
+    name: str
+    """Shown in MLflow in place of the run's folder."""
+    parent: str
+    """The sweep's own run: the name of its folder beside this one."""
+    tags: Mapping[str, str]
+
+    def report(self, epochs: int, score: float) -> bool:
+        """Asked after each epoch; True ends the run as pruned. May raise to interrupt it."""
+
+    def keeps(self, score: float) -> bool:
+        """Whether a finished run of this score keeps its weights."""
+
+
+def train(cfg: DictConfig, trial: Trial | None = None) -> Result:
+    """Trains what `cfg` describes, or finds or continues that very run.
+
+    As a trial of a sweep it does only what the sweep compares by: no test faces, no figures, weights only if the trial
+    keeps them. The same settings without a trial make a whole run of it.
+    """
+    refuse_what_cannot_be(cfg, alone=trial is not None)
+    if trial:
+        collect_garbage()
+    from fer_lab.build import build_data, build_module, device_of, make_net, signature
+    from fer_lab.describe import describe, judge_once, write_split
+    from fer_lab.fit import best_weights, fit
+    from fer_lab.frozen import net_on_shared_backbone, use_frozen_features
     from fer_lab.tracking.address import tracking_uri
     from fer_lab.tracking.forward import tracked
     from fer_lab.tracking.record import open_run, reconcile
@@ -35,19 +59,57 @@ def train(cfg: DictConfig) -> float:
     set_threads(cfg.threads)
     weights, weights_digest = starting_weights(cfg, uri)
     identity = signature(cfg, data, weights_digest)
-    reconcile(runs)
+    if trial is None:
+        reconcile(runs)
     with open_run(runs, run_name(cfg, runs, identity), identity) as record:
-        if record.standing == "finished":
-            return found_again(record, cfg)
-        module = build_module(cfg, data, weights).to(device_of(cfg))
-        with tracked(record, uri, cfg.tracking.experiment):
-            describe(record, cfg, data)
+        if known := found_again(record, cfg, trial):
+            return known
+        make = net_on_shared_backbone if trial else make_net
+        module = build_module(cfg, data, weights, make).to(device_of(cfg))
+        if trial:
+            record.tags({"mlflow.runName": trial.name, "fer.parent": trial.parent})
+        with tracked(record, uri, cfg.tracking.experiment, linger=trial is not None):
+            describe(record, cfg, data, trial)
             if cfg.cache_features:
                 use_frozen_features(data, module, cfg.cache_dir)
-            fit(cfg, data, module, record)
-            module.to(device_of(cfg))  # Lightning leaves it on the CPU
-            judgements = judge_once(cfg, data, module, record)
-        return conclude(record, judgements)
+            result = fit(cfg, data, module, record, trial)
+            if trial is None:
+                module.to(device_of(cfg))  # Lightning leaves it on the CPU
+                judgements = judge_once(cfg, data, module, record)
+            elif result.state == "pruned":
+                record.close("pruned", f"after {result.epochs} of {cfg.trainer.max_epochs} epochs")
+            elif best_weights(record).exists():
+                write_split(record, data)  # for whoever evaluates them
+        if trial is None:
+            conclude(record, judgements)
+        return result
+
+
+def refuse_what_cannot_be(cfg: DictConfig, alone: bool) -> None:
+    """`alone`: in one process on one device."""
+    if cfg.mode not in ("max", "min"):
+        raise UsageError(f"mode={cfg.mode}; choices: max, min")
+    if not alone:
+        return
+    expected = {
+        "devices": lambda value: value in (1, "1") or (OmegaConf.is_list(value) and len(value) == 1),
+        "num_nodes": lambda value: value in (None, 1),
+        "strategy": lambda value: value in (None, "auto"),
+    }
+    wrong = [f"trainer.{key}={cfg.trainer.get(key)}" for key, fits in expected.items() if not fits(cfg.trainer.get(key))]
+    if wrong:
+        raise UsageError(
+            f"{', '.join(wrong)}: a trial trains in one process on one device, since Lightning would start the sweep "
+            "again in the others; leave it out and use hydra.sweeper.workers=N, one for each GPU"
+        )
+
+
+def collect_garbage() -> None:
+    """The nets of earlier trials hang in Lightning's circles. A long walk is one over what imports made, which stays."""
+    start = time.monotonic()
+    gc.collect()
+    if time.monotonic() - start > 0.05:
+        gc.freeze()
 
 
 def set_threads(threads: int | None) -> None:
@@ -59,8 +121,7 @@ def set_threads(threads: int | None) -> None:
 
 def starting_weights(cfg: DictConfig, uri: str) -> tuple[str | None, str]:
     """What model.weights means here: imagenet, a path or None; and a digest of it for the signature."""
-    import hashlib
-
+    from fer_lab.build import file_stamp
     from fer_lab.tracking.find import find_run
 
     if cfg.model.weights is None or cfg.model.weights == "imagenet":
@@ -71,8 +132,13 @@ def starting_weights(cfg: DictConfig, uri: str) -> tuple[str | None, str]:
         if weights.startswith("runs:/")
         else Path(weights)
     )
-    content = path.expanduser().read_bytes() if path.expanduser().is_file() else b""
-    return str(path), hashlib.sha256(content).hexdigest()
+    return str(path), file_digest(path.expanduser(), file_stamp(path))
+
+
+@cache
+def file_digest(path: Path, stamp: tuple[int, int]) -> str:
+    content = path.read_bytes() if path.is_file() else b""
+    return hashlib.sha256(content).hexdigest()
 
 
 def run_name(cfg: DictConfig, runs: Path, identity: str) -> str:
@@ -86,191 +152,42 @@ def run_name(cfg: DictConfig, runs: Path, identity: str) -> str:
     return name
 
 
-def found_again(record: RunRecord, cfg: DictConfig) -> float:
-    """These settings, data and weights were trained before: the answer is known."""
-    if record.last_state == "diverged":
-        raise UsageError(f"run {record.name} diverged with exactly these settings; change one, or rerun=true")
-    from fer_lab.tracking.environment import CodeState
+def found_again(record: RunRecord, cfg: DictConfig, trial: Trial | None) -> Result | None:
+    """The answer, where these settings, data and weights were trained before as far as is wanted now."""
+    from fer_lab.describe import is_judged
+    from fer_lab.fit import result_of
+    from fer_lab.tracking.environment import code_state
 
-    score = float(json.loads((record.folder / "fit.json").read_text())["best_score"])
+    if record.standing != "finished":
+        return None
+    if record.last_state == "diverged":
+        refuse_diverged(record, trial)
+    if trial:
+        return result_of(record)
+    if record.last_state == "pruned" or not is_judged(record):  # a sweep trained it, and needed no more of it
+        return None
+    result = result_of(record)
     print("these settings, data and weights were trained before (rerun=true trains them again)")
-    before, now = record.tag("git.commit"), CodeState(ROOT).tags.get("git.commit")
+    before, now = record.tag("git.commit"), code_state(ROOT).tags.get("git.commit")
     if before != now:
         print(f"they were trained with the code of commit {before}; this is {now}")
-    print_next(record.name, cfg.monitor, score)
-    return score
+    print_next(record.name, cfg.monitor, result.score)
+    return result
 
 
-def describe(record: RunRecord, cfg: DictConfig, data: FaceData) -> None:
-    """Everything that is known before the first step: config, data, split, code, machine, a look at the faces."""
-    import torch
+def refuse_diverged(record: RunRecord, trial: Trial | None) -> None:
+    if trial:
+        from fer_lab.learning.module import Diverged
 
-    from fer_lab import figures
-    from fer_lab.data.faces import USAGES, digest
-    from fer_lab.tracking.address import redacted
-    from fer_lab.tracking.environment import log_environment
-
-    folder = record.folder
-    settings = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    settings.tracking.uri = redacted(settings.tracking.uri or "") or None  # no password in a file or a store
-    OmegaConf.save(settings, folder / "config.yaml")
-    (folder / "split.json").write_text(json.dumps(data.split.manifest(data.index), indent=0))
-    chosen = [text.partition("=")[0].lstrip("+~") for text in HydraConfig.get().overrides.task]
-    first = {key: value for key in chosen if (value := OmegaConf.select(settings, key)) is not None}
-    for values in ({key: value for key, value in first.items() if not OmegaConf.is_config(value)}, settings):
-        record.params(OmegaConf.to_container(OmegaConf.create(values)))  # type: ignore[arg-type]
-    record.tags(
-        {
-            "fer.signature": record.signature,
-            "fer.split": data.split.digest(data.index),
-            "fer.mixes_subjects": data.split.mixes_subjects,
-            "fer.skipped_files": len(data.cache.skipped),
-        }
-    )
-    for usage in USAGES:
-        rows = getattr(data.split, usage)
-        if len(rows):
-            part = data.index.subset(rows)
-            source = str(cfg.data.root or "")
-            record.dataset(part.name, digest(part.digest, *part.names), usage, part.counts(), source)
-    log_environment(record, ROOT)
-    rows = data.split.train[:: max(1, len(data.split.train) // 32)][:32]
-    faces = data.augment.apply(
-        torch.from_numpy(data.cache.images[rows]),
-        data.augment.draw(len(rows), torch.Generator().manual_seed(0)),
-    )
-    titles = [data.index.classes[label] for label in data.index.labels[rows]]
-    figures.save(
-        figures.face_sheet(faces.numpy(), titles, title="Training faces, augmented"),
-        folder / "figures/faces.png",
-    )
-    for path in ("config.yaml", "split.json", "figures/faces.png"):
-        record.artifact(path)
+        raise Diverged(record.reason)
+    raise UsageError(f"run {record.name} diverged with exactly these settings; change one, or rerun=true")
 
 
-def fit(cfg: DictConfig, data: FaceData, module: FerModule, record: RunRecord) -> None:
-    """Trains to the last epoch or early stop, from the last checkpoint where there is one; loads the best weights."""
-    from fer_lab.learning.callbacks import Checkpoints, replace
-    from fer_lab.models.weights import read
-
-    checkpoints = Checkpoints(record.folder, cfg.monitor, cfg.mode)
-    outcome = record.folder / "fit.json"
-    if not outcome.exists() or record.last_state is None:
-        start = time.monotonic()
-        trainer = make_trainer(cfg, record, checkpoints)
-        resumed = checkpoints.last if checkpoints.last.exists() else None
-        run_trainer(trainer, data, module, record, resumed)
-        facts = {
-            "best_score": checkpoints.sign * checkpoints.best_score,
-            "best_epoch": checkpoints.best_epoch,
-            "epochs": trainer.current_epoch,
-            "seconds": round(time.monotonic() - start, 1),
-            "resumed": resumed is not None,
-        }
-        replace(outcome, lambda path: path.write_text(json.dumps(facts)))
-        checkpoints.last.unlink(missing_ok=True)
-    module.judged.load_state_dict(read(checkpoints.best))
-
-
-def make_trainer(cfg: DictConfig, record: RunRecord, checkpoints: Any) -> pl.Trainer:
-    from pytorch_lightning.callbacks import EarlyStopping
-
-    from fer_lab.build import instantiate
-    from fer_lab.learning.callbacks import OneBar
-    from fer_lab.tracking.lightning import RunLogger
-
-    quiet()
-    callbacks: list[pl.Callback] = [OneBar(cfg.monitor)]
-    if cfg.patience is not None:
-        callbacks.append(EarlyStopping(cfg.monitor, mode=cfg.mode, patience=cfg.patience))
-    return instantiate(
-        cfg.trainer,
-        logger=RunLogger(record),
-        callbacks=[*callbacks, checkpoints],
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=str(record.folder),
-    )
-
-
-def quiet() -> None:
-    """Lightning's advice is for those who write training loops; its warnings about our own loader do not apply."""
-    import logging
-    import warnings
-
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    for message in (
-        ".*treespec.*",
-        ".*smaller than the logging interval.*",
-        ".*does not have many workers.*",
-        ".*in eval mode at the start.*",
-    ):
-        warnings.filterwarnings("ignore", message)
-
-
-def run_trainer(
-    trainer: pl.Trainer, data: FaceData, module: FerModule, record: RunRecord, resumed: Path | None
-) -> None:
-    from fer_lab.learning.module import Diverged
-
-    if resumed:
-        print(f"continuing run {record.name} from {resumed}")
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True if resumed else None)
-    except Diverged as error:
-        record.close("diverged", str(error))
-        raise
-    except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first, and of SIGTERM
-        print(f"\nstopped; the same command continues run {record.name}")
-        raise
-
-
-def judge_once(cfg: DictConfig, data: FaceData, module: FerModule, record: RunRecord) -> list[Judgement]:
-    """Validation and, this one time, test: scores and figures into the run."""
-    from fer_lab import figures
-    from fer_lab.evaluate import judge, write
-
-    epoch = json.loads((record.folder / "fit.json").read_text())["best_epoch"]
-    figures.save(figures.curves(history(record), best=epoch), record.folder / "figures/curves.png")
-    record.artifact("figures/curves.png")
-    judgements = []
-    for usage in ("validation", "test"):
-        if not len(getattr(data.split, usage)):
-            continue
-        judgement = judge(module, data, usage, cfg.views)
-        for path in write(judgement, data, record.folder / "figures"):
-            record.artifact(path)
-        final = {f"{usage}_{name}": value for name, value in judgement.scores.items()}
-        bounds = {
-            f"{usage}_{name}_{end}": value
-            for name, interval in judgement.intervals.items()
-            for end, value in interval._asdict().items()
-            if value == value  # nan: undefined
-        }
-        record.metrics({f"final/{name}": value for name, value in (final | bounds).items()}, step=epoch)
-        judgements.append(judgement)
-    record.artifact("best.pt")
-    record.artifact("fit.json")
-    return judgements
-
-
-def history(record: RunRecord) -> dict[str, list[tuple[int, float]]]:
-    """Every metric's (epoch, value) pairs, from the run's own record: whole after a resume, too."""
-    from fer_lab.tracking.record import read_events
-
-    found: dict[str, list[tuple[int, float]]] = {}
-    for event, _ in read_events(record.folder):
-        if event["event"] == "metrics":
-            for name, value in event["values"].items():
-                found.setdefault(name, []).append((event["step"], float(value)))
-    return found
-
-
-def conclude(record: RunRecord, judgements: list[Judgement]) -> float:
+def conclude(record: RunRecord, judgements: list[Judgement]) -> None:
     from fer_lab.evaluate import show
+    from fer_lab.fit import outcome_of
 
-    facts = json.loads((record.folder / "fit.json").read_text())
+    facts = outcome_of(record)
     show(
         judgements,
         f"{record.name}, best epoch {facts['best_epoch']} of {facts['epochs']} (from 0), {facts['seconds']} s",
@@ -280,7 +197,6 @@ def conclude(record: RunRecord, judgements: list[Judgement]) -> float:
             "this split has no test part: the figures are of the faces that chose the epoch, so they flatter"
         )
     print_next(record.name, "best validation score", facts["best_score"])
-    return float(facts["best_score"])
 
 
 def print_next(name: str, what: str, score: float) -> None:

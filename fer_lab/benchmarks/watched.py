@@ -13,20 +13,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fer_lab import train
+from fer_lab import fit, train
 from fer_lab.cli import main
 
 
 def watch(what: str, found: dict[str, Any]) -> None:
     """Lets `make_trainer` add a callback that writes into `found`."""
-    make = train.make_trainer
+    make = fit.make_trainer
 
     def make_watched(*arguments: Any) -> Any:
         trainer = make(*arguments)
         trainer.callbacks.append(starts(found) if what == "start" else memory(found))  # type: ignore[attr-defined]
         return trainer
 
-    train.make_trainer = make_watched  # type: ignore[assignment]
+    fit.make_trainer = make_watched  # type: ignore[assignment]
 
 
 def starts(found: dict[str, Any]) -> Any:

@@ -25,12 +25,23 @@ class Checkpoints(Checkpoint):  # Lightning calls these last, when everything of
     """
 
     share = 0.05
+    pruned = False
 
     def __init__(self, folder: Path, monitor: str, mode: str) -> None:
         self.folder, self.monitor, self.sign = folder, monitor, 1 if mode == "max" else -1
         self.best_score, self.best_epoch = float("-inf"), -1
-        self.best_state: dict[str, torch.Tensor] | None = None  # not yet written
+        self.best_state: dict[str, torch.Tensor] | None = None  # not yet written; frozen weights left out
         self.next_write = 0.0
+        self.earlier_seconds, self.start = 0.0, time.monotonic()
+
+    @property
+    def state_key(self) -> str:
+        return "Checkpoints"  # a run goes on from its checkpoint whichever of us wrote it
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has trained, in this process and those before it."""
+        return self.earlier_seconds + time.monotonic() - self.start
 
     @property
     def best(self) -> Path:
@@ -42,6 +53,7 @@ class Checkpoints(Checkpoint):  # Lightning calls these last, when everything of
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, FerModule)
+        self.start = time.monotonic()
         if self.monitor not in pl_module.logged:
             raise LearningError(
                 f"monitor={self.monitor} is not logged; choices: {', '.join(pl_module.logged)}"
@@ -58,22 +70,27 @@ class Checkpoints(Checkpoint):  # Lightning calls these last, when everything of
             self.best_score, self.best_epoch = score, trainer.current_epoch
             frozen = {name for name, value in pl_module.net.named_parameters() if not value.requires_grad}
             self.best_state = {
-                name: value if name in frozen else value.detach().cpu().clone()
+                name: value.detach().cpu().clone()
                 for name, value in pl_module.judged.state_dict().items()
+                if name not in frozen
             }
         if time.monotonic() >= self.next_write:
             start = time.monotonic()
-            self.write_best()
-            replace(self.last, trainer.save_checkpoint)
+            self.write(trainer, pl_module)
             took = time.monotonic() - start
             self.next_write = start + took / self.share
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.write_best()
+    def write(self, trainer: pl.Trainer, pl_module: FerModule) -> None:
+        self.write_best(pl_module)
+        replace(self.last, trainer.save_checkpoint)
 
-    def write_best(self) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, FerModule)
+        self.write_best(pl_module)
+
+    def write_best(self, pl_module: FerModule) -> None:
         if self.best_state is not None:
-            state = self.best_state
+            state = {**pl_module.judged.state_dict(), **self.best_state}
             replace(self.best, lambda path: torch.save(state, path))
             self.best_state = None
 
@@ -88,10 +105,17 @@ class Checkpoints(Checkpoint):  # Lightning calls these last, when everything of
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+        return {
+            "best_score": self.best_score,
+            "best_epoch": self.best_epoch,
+            "best_state": self.best_state,
+            "seconds": self.seconds,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
+        self.best_state = state_dict.get("best_state")
+        self.earlier_seconds = state_dict.get("seconds", 0.0)
 
 
 def replace(path: Path, write: Callable[[Path], Any]) -> None:

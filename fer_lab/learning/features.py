@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from fer_lab.data.faces import DataError, digest
 
 
+@lru_cache(maxsize=2)  # trials of a sweep share their backbone, and these are a hundred megabytes to hash
 def features_key(backbone: nn.Module, *settings: str) -> str:
     """Changes with any weight of the backbone and with any of `settings` (data digest, views, size, …)."""
     weights = (
@@ -27,6 +29,11 @@ def features_key(backbone: nn.Module, *settings: str) -> str:
     return digest(*weights, repr(backbone), *settings)[:32]
 
 
+def features_place(folder: Path, key: str) -> Path:
+    """Where the features of `key` are, once they are computed."""
+    return folder / "features" / key
+
+
 def frozen_features(
     folder: Path, key: str, count: int, views: int, compute: Callable[[], Iterator[Tensor]]
 ) -> Tensor:
@@ -35,7 +42,7 @@ def frozen_features(
     `compute` yields the features of consecutive rows, (B, views, …) at a time. A build that is killed leaves
     nothing that a later one would take for whole.
     """
-    place = folder / "features" / key
+    place = features_place(folder, key)
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{place}.lock"):
         if not place.exists():

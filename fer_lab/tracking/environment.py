@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from functools import cache
 from getpass import getuser
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,12 +26,22 @@ PATCH_LIMIT = 5_000_000
 
 def log_environment(record: RunRecord, repo_root: str | Path) -> None:
     """Tag the run with commit, command, versions and machine; uncommitted changes become code.patch."""
-    record.tags(_versions() | _machine() | _command())
-    code = CodeState(Path(repo_root))
-    record.tags(code.tags)
+    record.tags(environment(repo_root))
+    code = code_state(Path(repo_root))
     if code.patch:
         (record.folder / PATCH).write_bytes(code.patch)
         record.artifact(PATCH)
+
+
+def environment(repo_root: str | Path) -> dict[str, str]:
+    """Commit, command, versions and machine, as tags."""
+    return _versions() | _machine() | _command() | code_state(Path(repo_root)).tags
+
+
+@cache
+def code_state(root: Path) -> CodeState:
+    """The checkout as this process first saw it: that is the code it imported."""
+    return CodeState(root)
 
 
 class CodeState:
@@ -72,6 +83,7 @@ class CodeState:
         return b"# %d bytes of changes, too many to keep\n" % len(changes)
 
 
+@cache
 def _versions() -> dict[str, str]:
     found = {"version.python": platform.python_version()}
     for package in PACKAGES:
@@ -100,6 +112,7 @@ def _user() -> str:
         return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
 
 
+@cache
 def _machine() -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = {"machine.host": platform.node(), "machine.cpu": _processor(), "machine.cores": str(cores)}

@@ -16,12 +16,12 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from fer_lab.tracking.address import redacted, tracking_uri
+from fer_lab.tracking.background import Followed, follow
 from fer_lab.tracking.record import RunRecord, reconcile, run_folders
-from fer_lab.tracking.store import Refused, Sender, first_line, owes
+from fer_lab.tracking.store import FORWARD_LOCK, Refused, Sender, first_line, owes
 
 log = logging.getLogger(__name__)
 
-LOCK = ".forward.lock"
 EXPERIMENT = "fer_lab"
 POLL_SECONDS = 1.0
 LONGEST_WAIT = 30.0
@@ -33,15 +33,17 @@ UPLOAD_RATE = 5e6
 
 
 @contextmanager
-def tracked(record: RunRecord, uri: str, experiment: str) -> Iterator[Forwarder]:
+def tracked(
+    record: RunRecord, uri: str, experiment: str, linger: bool = False
+) -> Iterator[Forwarder | Followed]:
     """Train inside it: the run starts, is forwarded to MLflow in the background, and ends in its true state.
 
     An exception ends it as failed, Ctrl-C and SystemExit as killed, anything else as finished, unless
-    `record.close("diverged" or "pruned", reason)` said otherwise before.
+    `record.close("diverged" or "pruned", reason)` said otherwise before. With `linger` the end does not wait for the
+    store: fer_lab.tracking.background.settle() does, for all such runs of the process.
     """
     record.start(redacted(uri), experiment)
-    forwarder = Forwarder(record, uri, experiment)
-    forwarder.start()
+    forwarder = follow(record, uri, experiment) if linger else Forwarder(record, uri, experiment)
     try:
         yield forwarder
     except BaseException as error:
@@ -63,6 +65,7 @@ class Forwarder(threading.Thread):
         self.sender = Sender(record.folder, uri, experiment)
         self.reachable: bool | None = None
         self._closing = threading.Event()
+        self.start()
 
     @property
     def mlflow_run_id(self) -> str:
@@ -70,7 +73,7 @@ class Forwarder(threading.Thread):
         return self.sender.run_id
 
     def run(self) -> None:
-        lock = FileLock(self.sender.folder / LOCK, thread_local=False)
+        lock = FileLock(self.sender.folder / FORWARD_LOCK, thread_local=False)
         try:
             with lock.acquire(timeout=60):
                 self.sender.reload()
@@ -176,7 +179,7 @@ def sync_run(folder: Path, uri: str, experiment: str = "") -> Report:
     sender = Sender(folder, uri, experiment or record.experiment or EXPERIMENT)
     before = sender.pending()
     try:
-        with FileLock(folder / LOCK, timeout=0, thread_local=False):
+        with FileLock(folder / FORWARD_LOCK, timeout=0, thread_local=False):
             sender.reload()
             sender.send()
     except Timeout:

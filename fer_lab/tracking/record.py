@@ -59,6 +59,7 @@ class RunRecord:
         self.uri = ""
         self.experiment = ""
         self.state: str | None = None
+        self.reason = ""
         self._lock = lock
         self._writing = threading.Lock()
         self._file: int | None = None
@@ -150,7 +151,7 @@ class RunRecord:
             case "run":
                 self.id, self.signature = event["id"], event["signature"]
             case "state":
-                self.state = event["state"]
+                self.state, self.reason = event["state"], event.get("reason", "")
                 for key in ("owner", "uri", "experiment"):
                     setattr(self, key, event.get(key, getattr(self, key)))
             case "tags":

@@ -35,6 +35,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 FORWARDED = "forwarded.json"
+FORWARD_LOCK = ".forward.lock"
 ALL_RUNS = 3  # mlflow.entities.ViewType.ALL, with the deleted ones
 UPLOAD_SECONDS = "600"
 STATUS = {
@@ -43,6 +44,10 @@ STATUS = {
 }  # fmt: skip
 BATCH = {"metrics": 800, "params": 80, "tags": 80}
 """Rows per call, below MLflow's limits of 1000, 100 and 100, of 1000 in all, and of 1 MB."""
+RUN_NAME, PARENT = "mlflow.runName", "fer.parent"
+"""Tags of a record that say how MLflow shows the run, and which record's run it is nested in."""
+PARENT_SECONDS = 10
+"""How long to wait for a process that holds a parent's record but has not yet made its run."""
 NUMBERS = ("params", "tags", "metrics")
 REFUSALS = (
     "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "BAD_REQUEST",
@@ -150,9 +155,8 @@ class Sender:
         """Send all events there are; returns their number. Raises Refused, or whatever a dead store causes."""
         if not owes(self.folder, self.uri):
             return 0
-        self._connection = self._connection or connect(self.uri, self.experiment)
         try:
-            self._ensure_run()
+            self.open()
             if self._doubtful:
                 self._send_late_files()
             events = list(read_events(self.folder, self.offset))
@@ -164,6 +168,11 @@ class Sender:
             self._doubtful, self._connection = True, None
             raise
         return len(events)
+
+    def open(self) -> None:
+        """Connect, and make the MLflow run where there is none."""
+        self._connection = self._connection or connect(self.uri, self.experiment)
+        self._ensure_run()
 
     @property
     def _client(self) -> MlflowClient:
@@ -191,7 +200,8 @@ class Sender:
             return
         tags = {"fer.id": self.record.id, "fer.run": self.record.name, "fer.signature": self.record.signature}
         started = next(event["time"] for event, _ in read_events(self.folder))
-        run = self._client.create_run(experiment_id, start_time=started, tags=tags, run_name=self.record.name)
+        name = self.record.tag(RUN_NAME) or self.record.name
+        run = self._client.create_run(experiment_id, start_time=started, tags=tags, run_name=name)
         self.run_id, self.late, self._doubtful = run.info.run_id, [], False
         self._note(0)
 
@@ -260,7 +270,9 @@ class Sender:
 
         metrics = [Metric(key, float(v), event["time"], event["step"]) for event, key, v in values("metrics")]
         params = {key: Param(key, str(value)[:6000]) for _, key, value in values("params")}
-        tags = {key: RunTag(key, str(value)[:8000]) for _, key, value in values("tags")}
+        tags = {key: RunTag(key, str(value)[:8000]) for _, key, value in values("tags") if key != RUN_NAME}
+        if PARENT in tags and (parent := self._parent_id(tags[PARENT].value)):
+            tags["mlflow.parentRunId"] = RunTag("mlflow.parentRunId", parent)
         if metrics and self._doubtful:
             metrics = self._unknown(metrics)
         rows: dict[str, list[Any]] = {
@@ -269,6 +281,19 @@ class Sender:
         for call in range(max(-(-len(rows[kind]) // size) for kind, size in BATCH.items())):
             part = {kind: rows[kind][call * size : (call + 1) * size] for kind, size in BATCH.items()}
             self._client.log_batch(self.run_id, part["metrics"], part["params"], part["tags"])
+
+    def _parent_id(self, name: str) -> str:
+        """The MLflow run of the record `name` beside this one, made now if nobody has sent anything of it; else empty."""
+        folder = self.folder.parent / name
+        if not (folder / SPOOL).exists():
+            log.warning("run %s belongs to %s, which is not there: it will stand alone", self.folder, name)
+            return ""
+        if known := forwarded(folder).get(redacted(self.uri), {}).get("run_id"):
+            return str(known)
+        with FileLock(folder / FORWARD_LOCK, timeout=PARENT_SECONDS, thread_local=False):
+            parent = Sender(folder, self.uri, RunRecord(folder).experiment or self.experiment)
+            parent.open()
+        return parent.run_id
 
     def _unknown(self, metrics: Sequence[Metric]) -> list[Metric]:
         known = self._client.get_run(self.run_id).data.metrics

@@ -9,8 +9,9 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from pytorch_lightning.callbacks import Checkpoint
 
-from fer_lab.build import build_data, build_module, use_frozen_features
+from fer_lab.build import build_data, build_module
 from fer_lab.cli import CONF
+from fer_lab.frozen import use_frozen_features
 from fer_lab.learning.callbacks import Checkpoints
 
 SMALL = (

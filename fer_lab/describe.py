@@ -1,0 +1,126 @@
+"""What a run says about itself: everything known before the first step, and the judgement after the last."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import TYPE_CHECKING
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from fer_lab.cli import ROOT
+from fer_lab.tracking.record import flatten
+
+if TYPE_CHECKING:
+    from fer_lab.data.datamodule import FaceData
+    from fer_lab.evaluate import Judgement
+    from fer_lab.learning.module import FerModule
+    from fer_lab.tracking.record import RunRecord
+    from fer_lab.train import Trial
+
+
+def describe(record: RunRecord, cfg: DictConfig, data: FaceData, trial: Trial | None = None) -> None:
+    """Config, data, split, code, machine and, unless it is a trial, a look at the faces and the changes to the code."""
+    from fer_lab.tracking.environment import environment, log_environment
+
+    write_config(record, cfg)
+    write_data(record, cfg, data)
+    if trial:
+        words = shlex.join(["python", "-m", "fer_lab.train", *HydraConfig.get().overrides.task])
+        command = {"command": words, "mlflow.source.name": words}
+        record.tags(environment(ROOT) | command | dict(trial.tags))
+        return
+    log_environment(record, ROOT)
+    write_split(record, data)
+    write_faces(record, data)
+    for path in ("split.json", "figures/faces.png"):
+        record.artifact(path)
+
+
+def write_config(record: RunRecord, cfg: DictConfig) -> None:
+    """The resolved config as a file and as params, first those of the command line."""
+    from fer_lab.tracking.address import redacted
+
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    settings["tracking"]["uri"] = redacted(settings["tracking"]["uri"] or "") or None  # no password in a file or store
+    OmegaConf.save(settings, record.folder / "config.yaml")
+    chosen = [text.partition("=")[0].lstrip("+~") for text in HydraConfig.get().overrides.task]
+    flat = flatten(settings)
+    record.params({key: flat[key] for key in chosen if key in flat} | flat)
+    record.artifact("config.yaml")
+
+
+def write_data(record: RunRecord, cfg: DictConfig, data: FaceData) -> None:
+    from fer_lab.build import load_data
+
+    loaded = load_data(cfg)
+    record.tags(
+        {
+            "fer.signature": record.signature,
+            "fer.split": loaded.split_digest,
+            "fer.mixes_subjects": data.split.mixes_subjects,
+            "fer.skipped_files": len(data.cache.skipped),
+        }
+    )
+    for part in loaded.parts:
+        source = str(cfg.data.root or "")
+        record.dataset(data.index.name, part.digest, part.usage, part.counts, source)
+
+
+def write_split(record: RunRecord, data: FaceData) -> None:
+    (record.folder / "split.json").write_text(json.dumps(data.split.manifest(data.index), indent=0))
+
+
+def write_faces(record: RunRecord, data: FaceData) -> None:
+    import torch
+
+    from fer_lab import figures
+
+    rows = data.split.train[:: max(1, len(data.split.train) // 32)][:32]
+    faces = data.augment.apply(
+        torch.from_numpy(data.cache.images[rows]),
+        data.augment.draw(len(rows), torch.Generator().manual_seed(0)),
+    )
+    titles = [data.index.classes[label] for label in data.index.labels[rows]]
+    figures.save(
+        figures.face_sheet(faces.numpy(), titles, title="Training faces, augmented"),
+        record.folder / "figures/faces.png",
+    )
+
+
+def judge_once(cfg: DictConfig, data: FaceData, module: FerModule, record: RunRecord) -> list[Judgement]:
+    """Validation and, this one time, test: scores and figures of the best weights into the run."""
+    from fer_lab import figures
+    from fer_lab.evaluate import judge, write
+    from fer_lab.fit import best_weights, history, outcome_of
+    from fer_lab.models.weights import read
+
+    module.judged.load_state_dict(read(best_weights(record)))
+    epoch = outcome_of(record)["best_epoch"]
+    figures.save(figures.curves(history(record), best=epoch), record.folder / "figures/curves.png")
+    record.artifact("figures/curves.png")
+    judgements = []
+    for usage in ("validation", "test"):
+        if not len(getattr(data.split, usage)):
+            continue
+        judgement = judge(module, data, usage, cfg.views)
+        for path in write(judgement, data, record.folder / "figures"):
+            record.artifact(path)
+        final = {f"{usage}_{name}": value for name, value in judgement.scores.items()}
+        bounds = {
+            f"{usage}_{name}_{end}": value
+            for name, interval in judgement.intervals.items()
+            for end, value in interval._asdict().items()
+            if value == value  # nan: undefined
+        }
+        record.metrics({f"final/{name}": value for name, value in (final | bounds).items()}, step=epoch)
+        judgements.append(judgement)
+    record.artifact("best.pt")
+    record.artifact("fit.json")
+    return judgements
+
+
+def is_judged(record: RunRecord) -> bool:
+    return (record.folder / "figures/validation.json").exists()

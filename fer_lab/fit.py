@@ -1,0 +1,174 @@
+"""The training itself: from the last checkpoint where there is one to the last epoch, and what came of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+    from fer_lab.data.datamodule import FaceData
+    from fer_lab.learning.callbacks import Checkpoints
+    from fer_lab.learning.module import FerModule
+    from fer_lab.tracking.record import RunRecord
+    from fer_lab.train import Trial
+
+OUTCOME = "fit.json"
+
+
+class Result(NamedTuple):
+    """`score` and `metrics` are those of the best epoch; `state` is finished or pruned, `run` the folder's name."""
+
+    score: float
+    state: str
+    run: str
+    epochs: int
+    seconds: float
+    metrics: dict[str, float]
+
+
+def fit(
+    cfg: DictConfig, data: FaceData, module: FerModule, record: RunRecord, trial: Trial | None = None
+) -> Result:
+    """Trains to the last epoch, early stop or pruning, unless that was done before the run was interrupted."""
+    from fer_lab.learning.callbacks import replace
+
+    outcome = record.folder / OUTCOME
+    if not is_done(record, trial):
+        outcome.unlink(missing_ok=True)
+        checkpoints = make_checkpoints(cfg, record.folder, trial)
+        trainer = make_trainer(cfg, record, checkpoints)
+        resumed = checkpoints.last if checkpoints.last.exists() else None
+        run_trainer(trainer, data, module, record, resumed)
+        facts = {
+            "state": "pruned" if checkpoints.pruned else "finished",
+            "best_score": checkpoints.sign * checkpoints.best_score,
+            "best_epoch": checkpoints.best_epoch,
+            "epochs": trainer.current_epoch,
+            "seconds": round(checkpoints.seconds, 3),
+            "resumed": resumed is not None,
+            "parameters": sum(parameter.numel() for parameter in module.net.parameters()),
+        }
+        replace(outcome, lambda path: path.write_text(json.dumps(facts)))
+        checkpoints.last.unlink(missing_ok=True)
+        cost = {f"cost/{name}": facts[name] for name in ("parameters", "seconds")}
+        record.metrics(cost, step=checkpoints.best_epoch)
+    return result_of(record)
+
+
+def is_done(record: RunRecord, trial: Trial | None) -> bool:
+    """Whether nothing is left to train: for a trial an outcome is enough, a whole run also needs its best weights."""
+    if record.last_state is None or not (record.folder / OUTCOME).exists():
+        return False
+    return trial is not None or (outcome_of(record)["state"] == "finished" and best_weights(record).exists())
+
+
+def outcome_of(record: RunRecord) -> dict[str, Any]:
+    return {"state": "finished"} | json.loads((record.folder / OUTCOME).read_text())
+
+
+def best_weights(record: RunRecord) -> Path:
+    return record.folder / "best.pt"
+
+
+def result_of(record: RunRecord) -> Result:
+    facts = outcome_of(record)
+    best = facts["best_epoch"]
+    metrics = {
+        name: value
+        for name, points in history(record).items()
+        if name.startswith(("train/", "val/"))
+        for epoch, value in points
+        if epoch == best
+    }
+    cost = {f"cost/{name}": float(facts[name]) for name in ("parameters", "seconds") if name in facts}
+    return Result(
+        score=float(facts["best_score"]),
+        state=facts["state"],
+        run=record.name,
+        epochs=facts["epochs"],
+        seconds=facts["seconds"],
+        metrics=metrics | cost,
+    )
+
+
+def history(record: RunRecord) -> dict[str, list[tuple[int, float]]]:
+    """Every metric's (epoch, value) pairs, from the run's own record: whole after a resume, too."""
+    from fer_lab.tracking.record import read_events
+
+    found: dict[str, list[tuple[int, float]]] = {}
+    for event, _ in read_events(record.folder):
+        if event["event"] == "metrics":
+            for name, value in event["values"].items():
+                found.setdefault(name, []).append((event["step"], float(value)))
+    return found
+
+
+def make_checkpoints(cfg: DictConfig, folder: Path, trial: Trial | None) -> Checkpoints:
+    from fer_lab.learning.callbacks import Checkpoints
+    from fer_lab.learning.pruning import Pruning
+
+    if trial is None:
+        return Checkpoints(folder, cfg.monitor, cfg.mode)
+    return Pruning(folder, cfg.monitor, cfg.mode, trial.report, trial.keeps)
+
+
+def make_trainer(cfg: DictConfig, record: RunRecord, checkpoints: Checkpoints) -> pl.Trainer:
+    from pytorch_lightning.callbacks import EarlyStopping
+
+    from fer_lab.build import instantiate
+    from fer_lab.learning.callbacks import OneBar
+    from fer_lab.learning.pruning import Pruning
+    from fer_lab.tracking.lightning import RunLogger
+
+    quiet()
+    shown = not isinstance(checkpoints, Pruning)
+    callbacks: list[pl.Callback] = [OneBar(cfg.monitor)] if shown else []
+    if cfg.patience is not None:
+        callbacks.append(EarlyStopping(cfg.monitor, mode=cfg.mode, patience=cfg.patience))
+    return instantiate(
+        cfg.trainer,
+        logger=RunLogger(record),
+        callbacks=[*callbacks, checkpoints],
+        enable_progress_bar=shown,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=str(record.folder),
+    )
+
+
+def quiet() -> None:
+    """Lightning's advice is for those who write training loops; its warnings about our own loader do not apply."""
+    import logging
+    import warnings
+
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in (
+        ".*treespec.*",
+        ".*smaller than the logging interval.*",
+        ".*does not have many workers.*",
+        ".*in eval mode at the start.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def run_trainer(
+    trainer: pl.Trainer, data: FaceData, module: FerModule, record: RunRecord, resumed: Path | None
+) -> None:
+    from fer_lab.learning.module import Diverged
+
+    if resumed:
+        print(f"continuing run {record.name} from {resumed}")
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True if resumed else None)
+    except Diverged as error:
+        record.close("diverged", str(error))
+        raise
+    except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first, and of SIGTERM
+        print(f"\nstopped; the same command continues run {record.name}")
+        raise

@@ -1,0 +1,221 @@
+"""The controller: checks a sweep before its first trial, keeps workers alive, shows how it goes, reports at the end.
+
+It trains nothing and imports no torch. When it dies the workers finish alone; the same command picks up again.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import hydra
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.live import Live
+
+from fer_lab.search import table
+from fer_lab.search.crew import Crew
+from fer_lab.search.errors import SearchError, SearchFailed
+from fer_lab.search.host import Parent
+from fer_lab.search.ledger import best_so_far, ended, running, trials_of
+from fer_lab.search.limits import enough
+from fer_lab.search.plan import check, follow_space, keep_points, make_plan
+from fer_lab.search.preflight import duration
+from fer_lab.search.stages import Studies, confirmed, winner_of
+from fer_lab.search.sweep import Sweep
+
+POLL_SECONDS = 0.5
+
+
+def control(sweep: Sweep) -> None:
+    """Runs the sweep to its end. Raises SearchError before the first trial, SearchFailed for a sweep that broke."""
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    with alone(sweep), stoppable():
+        write_contract(sweep)
+        studies = follow_space(sweep, sweep.studies())
+        reopen(sweep, studies)
+        crew = Crew(sweep)
+        try:
+            crew.start()
+            check(sweep, studies, crew)
+            with sweep.host.parent(sweep) as parent:
+                begin(sweep, studies, crew, parent)
+                watch(sweep, studies, crew, parent)
+                finish(sweep, studies, parent)
+        except BaseException as error:
+            crew.leave()
+            if isinstance(error, KeyboardInterrupt):
+                print("\nstopped; running trials keep their checkpoints, the same command goes on")
+                sys.exit(130)
+            raise
+        crew.join()
+        refuse_success(sweep, studies)
+
+
+@contextmanager
+def alone(sweep: Sweep) -> Iterator[None]:
+    """One controller a sweep; its workers may be as many as they like."""
+    lock = FileLock(sweep.folder / ".controller.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise SearchError(
+            f"sweep {sweep.name} is being run by another process; `python -m fer_lab.sweep join {sweep.name}` adds "
+            f"a worker, `… status {sweep.name}` shows it, hydra.sweeper.name=NAME starts another"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM means what Ctrl-C means."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def write_contract(sweep: Sweep) -> None:
+    """sweep.yaml: all that another terminal or machine needs to join, show or repeat this sweep."""
+    facts = {
+        "name": sweep.name,
+        "command": sys.argv[1:],
+        "module": module_name(),
+        "words": list(sweep.words),
+        "storage": sweep.options.storage,
+        "objectives": sweep.objectives,
+        "space": {key: OmegaConf.to_container(sweep.options[key]) for key in ("params", "when", "points")},
+    }
+    (sweep.folder / "sweep.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(facts)))
+
+
+def module_name() -> str | None:
+    return getattr(sys.modules["__main__"].__spec__, "name", None)
+
+
+def reopen(sweep: Sweep, studies: Studies) -> None:
+    """The study may go on: a new total, a new deadline, nobody's word to stop, known settings first."""
+    trials = studies["trials"]
+    timeout = sweep.options.timeout
+    facts = {
+        "stop": "",
+        "over": "",
+        "open": False,
+        "n_trials": sweep.options.n_trials,
+        "until": time.time() + duration(timeout) if timeout is not None else 0,
+        "space": sweep.space.facts(),
+    }
+    for key, value in facts.items():
+        if trials.user_attrs.get(key) != value:
+            trials.set_user_attr(key, value)
+    keep_points(sweep, trials)
+
+
+def begin(sweep: Sweep, studies: Studies, crew: Crew, parent: Parent) -> None:
+    """Says what is about to happen, and lets the workers go."""
+    trials = studies["trials"]
+    print(make_plan(sweep, studies, crew.size))
+    parent.params({"space": OmegaConf.to_container(sweep.options.params), "when": OmegaConf.to_container(sweep.options.when)})
+    kept = ("n_trials", "sampler", "pruner", "storage", "seed", "seeds")
+    parent.params({"sweep": {key: sweep.options[key] for key in kept}})
+    trials.set_user_attr("open", True)
+
+
+def watch(sweep: Sweep, studies: Studies, crew: Crew, parent: Parent) -> None:
+    """Until the sweep is over: the table, the parent's numbers, workers in place of dead ones."""
+    known = {trial.number for trial in ended(studies["trials"])}
+    console = Console()
+    screen = Live(console=console, refresh_per_second=2) if console.is_terminal else None
+    with screen or no_screen():
+        while not studies["trials"].user_attrs.get("over") and not stopped(studies):
+            for trial in sorted(ended(studies["trials"]), key=lambda trial: trial.number):
+                if trial.number not in known:
+                    known.add(trial.number)
+                    tell(sweep, studies, parent, trial, screen)
+            if screen:
+                screen.update(table.live(sweep, studies))
+            crew.mend(studies)
+            time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def no_screen() -> Iterator[None]:
+    yield
+
+
+def stopped(studies: Studies) -> bool:
+    """Somebody said stop, and nothing runs any more."""
+    return bool(studies["trials"].user_attrs.get("stop")) and not any(map(running, studies.values()))
+
+
+def tell(sweep: Sweep, studies: Studies, parent: Parent, trial: Any, screen: Live | None) -> None:
+    if screen is None:
+        print(f"{table.line(trial)}\n    {table.summary(sweep, studies)}", flush=True)
+    best = best_so_far(trials_of(studies["trials"]), sweep.directions[0])
+    numbers = {f"trials/{state}": count for state, count in table.counts(studies["trials"]).items()}
+    if trial.value is not None and not sweep.multi_objective:
+        numbers["score"] = trial.value
+    if best is not None:
+        numbers["best"] = best.value
+    parent.metrics(numbers, step=trial.number)
+
+
+def finish(sweep: Sweep, studies: Studies, parent: Parent) -> None:
+    """The report into the sweep's folder and the parent run; the last lines."""
+    from fer_lab.search.report import SweepFacts, headline, write_report
+
+    trials = studies["trials"]
+    final = [trial.user_attrs["result"] for trial in ended(studies["final"]) if "result" in trial.user_attrs]
+    winner = winner_of(sweep, studies)
+    facts = SweepFacts(
+        name=sweep.name,
+        study=trials,
+        objectives=sweep.objectives,
+        parameters=sweep.space.parameters,
+        winner=winner,
+        compose=sweep.compose,
+        compose_train=lambda words: hydra.compose(sweep.host.config_name, list(words), return_hydra_config=True),
+        command=" ".join(["python", "-m", str(module_name()), *sys.argv[1:]]),
+        code=sweep.host.code(),
+        confirm=confirmed(sweep, studies),
+        ablation=ended(studies["ablation"]),
+        final=final[-1] if final else {},
+        estimate=trials.user_attrs.get("estimate", ""),
+        seconds=sum(trial.user_attrs.get("seconds", 0.0) for study in studies.values() for trial in ended(study)),
+        workers=int(sweep.options.workers or 0),
+    )
+    for path in write_report(facts, sweep.folder):
+        parent.artifact(sweep.folder / path)
+    if winner is not None:
+        parent.tags({"fer.best_trial": winner.number, "fer.best_run": winner.user_attrs.get("run", "")})
+        parent.params({"best": dict(word.partition("=")[::2] for word in winner.user_attrs["overrides"])})
+    print(f"\n{headline(facts)}")
+    print(
+        f"sweep {sweep.name} · report {sweep.folder / 'report.md'} · next: python -m fer_lab.train --config-dir "
+        f"{sweep.folder} recipe=best · make ui"
+    )
+
+
+def refuse_success(sweep: Sweep, studies: Studies) -> None:
+    """A sweep that broke, or found nothing, is a failed command."""
+    trials = ended(studies["trials"])
+    has_enough = enough(studies["trials"], sweep.options, sweep.directions[0])
+    if has_enough and has_enough.kind == "broken":
+        last = max(trials, key=lambda trial: trial.datetime_complete or trial.number)
+        raise SearchFailed(f"{last.user_attrs.get('traceback', '')}\n{has_enough.why}; logs in {sweep.folder / 'workers'}")
+    if trials and not any(trial.state.name == "COMPLETE" for trial in trials):
+        raise SearchFailed(f"none of {len(trials)} trials ended with a score; see {sweep.folder / 'report.md'}")

@@ -1,0 +1,134 @@
+"""Before the first trial: does every choice compose and make a step, what will it cost, what is known already."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from optuna import create_trial
+from optuna.trial import FrozenTrial
+
+from fer_lab.search.crew import Crew
+from fer_lab.search.errors import SearchError
+from fer_lab.search.ledger import ended, running, trials_of, waiting
+from fer_lab.search.preflight import Plan, Probe, composition_faults, duration, estimate, fit
+from fer_lab.search.samplers import check_space
+from fer_lab.search.stages import Studies, ask_for, key_of
+from fer_lab.search.sweep import Sweep
+
+REDUCTION = 3
+
+
+def check(sweep: Sweep, studies: Studies, crew: Crew) -> None:
+    """Composes every choice here while the workers start, lets them step through the extremes, and raises SearchError
+    with everything that is wrong."""
+    jobs = [{"overrides": list(words)} for words in sweep.space.extremes(list(sweep.options.extremes))]
+    study = studies["preflight"]
+    again = {trial.user_attrs.get("job") for trial in ended(study) if trial.user_attrs.get("state") == "failed"}
+    for number, job in enumerate(jobs):
+        if key_of(job) in again:  # what was wrong may have been put right
+            jobs[number] = {**job, "at": time.time()}
+    ask_for(study, jobs)
+    check_space(sweep.options.sampler, {one.name: one.distribution for one in sweep.space.parameters})
+    faults = composition_faults(sweep.compose, sweep.space)
+    keys = {key_of(job) for job in jobs}
+    while running(study) or waiting(study):
+        crew.mend(studies)
+        time.sleep(0.1)
+    for trial in ended(study):
+        if trial.user_attrs.get("job") in keys and trial.user_attrs.get("state") == "failed":
+            words = " ".join(trial.user_attrs["overrides"]) or "the defaults"
+            faults.append(f"{words}: {trial.user_attrs['error']}")
+    if faults:
+        raise SearchError("\n".join(dict.fromkeys(faults)))
+
+
+def follow_space(sweep: Sweep, studies: Studies) -> dict[str, Any]:
+    """The studies to go on with. Optuna allows no other choices in a study, so a changed space gets a new one, and every
+    trial that is a configuration of the new space comes along."""
+    old, facts = studies["trials"], sweep.space.facts()
+    known = old.user_attrs.get("space")
+    if known is None or known["parameters"] == facts["parameters"] and not differences(sweep, known, facts):
+        return dict(studies)
+    if changed := differences(sweep, known, facts):
+        raise SearchError(
+            f"sweep {sweep.name} was made with other settings, so its trials cannot be compared with new ones: "
+            f"{'; '.join(changed)}. Give this sweep another hydra.sweeper.name, or take them back"
+        )
+    done = [trial for trial in ended(old) if trial.state.name in ("COMPLETE", "PRUNED")]
+    fitting = [(trial, params) for trial in done if (params := sweep.space.carry_over(trial, known)) is not None]
+    revision = f"{sweep.name}#{int(old.study_name.partition('#')[2] or 1) + 1}"
+    fresh = sweep.opened(revision)
+    for trial, params in fitting[len(fresh.trials) :]:  # somebody may have been killed half-way
+        fresh.add_trial(carried(sweep, trial, params))
+    old.set_user_attr("stop", "its space was changed")
+    old.set_user_attr("replaced_by", revision)
+    print(f"the space has changed: {len(fitting)} of {len(done)} trials belong to the new one as well and count in it")
+    return sweep.studies()
+
+
+def differences(sweep: Sweep, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Settings that neither space sweeps and that are not the same any more."""
+    swept = {one["key"] for facts in (before, now) for one in facts["parameters"]}
+    groups = {key for key in swept if key in sweep.space.groups}
+    keys = {key for key in before["base"].keys() | now["base"].keys() if key.partition(".")[0] not in groups}
+    return [
+        f"{key} was {before['base'].get(key)}, is {now['base'].get(key)}"
+        for key in sorted(keys - swept)
+        if before["base"].get(key) != now["base"].get(key) and not key.startswith(tuple(sweep.options.places))
+    ]
+
+
+def carried(sweep: Sweep, trial: FrozenTrial, params: Mapping[str, Any]) -> FrozenTrial:
+    ranges = {one.name: one.distribution for one in sweep.space.parameters}
+    return create_trial(
+        state=trial.state,
+        values=trial.values,
+        params=dict(params),
+        distributions={name: ranges[name] for name in params},
+        user_attrs={**trial.user_attrs, "overrides": sweep.space.words(params), "carried_from": trial.number},
+        system_attrs=trial.system_attrs,
+        intermediate_values=trial.intermediate_values,
+    )
+
+
+def keep_points(sweep: Sweep, study: Any) -> None:
+    """Queues the known settings that no trial has yet, as far as n_trials goes."""
+    room = sweep.options.n_trials - len(trials_of(study))
+    for point in sweep.space.points[: max(0, room)]:
+        study.enqueue_trial(point, skip_if_exists=True)
+
+
+def make_plan(sweep: Sweep, studies: Studies, workers: int) -> Plan | str:
+    """What the sweep will take, from the steps of the pre-flight; with `fit`, its n_trials and its first rung."""
+    options, trials = sweep.options, studies["trials"]
+    probes = [probe_of(trial) for trial in ended(studies["preflight"])]
+    confirm = options.confirm
+    runs = confirm.top * confirm.seeds if confirm and not sweep.multi_objective else 0
+    pruner = sweep.pruner(trials)
+    first = getattr(pruner, "_min_resource", None)
+    workers = max(1, workers)
+    if not [probe for probe in probes if not probe.error]:
+        return "nothing could be measured before the first trial; no estimate"
+    if options.fit is None:
+        plan = estimate(probes, trials.user_attrs["n_trials"], workers, first, REDUCTION, runs)
+    else:
+        plan = fit(probes, duration(options.fit), workers, REDUCTION, runs)
+        trials.set_user_attr("n_trials", plan.n_trials)
+        prunes = plan.min_resource < sweep.max_epochs
+        trials.set_user_attr("pruner", {"name": "halving", "min_resource": plan.min_resource} if prunes else "none")
+    trials.set_user_attr("estimate", str(plan))
+    memory = max(probe.memory_bytes for probe in probes)
+    print(f"a trial takes up to {memory / 2**30:.1f} GiB; {workers} workers")
+    return plan
+
+
+def probe_of(trial: FrozenTrial) -> Probe:
+    words = tuple(trial.user_attrs.get("overrides", ()))
+    found = trial.user_attrs.get("result")
+    if found is None:
+        return Probe(words, 0.0, 0.0, 0, 0, str(trial.user_attrs.get("error", "no result")))
+    return Probe(
+        words, found["seconds_per_epoch"], found["once_seconds"], found["memory_bytes"], found["epochs"]
+    )

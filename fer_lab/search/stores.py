@@ -1,0 +1,405 @@
+"""Where a sweep's studies are kept: an SQLite file, a journal on a shared file system, or a database server.
+
+Beside the store lies trials.jsonl, a line of plain text for each trial that was told. A file that is broken, or not
+there, is made anew from it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+from filelock import FileLock, Timeout
+from optuna import Study, create_study
+from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from fer_lab.search.errors import SearchError
+
+TRIALS = "trials.jsonl"
+FILES = {"sqlite": "study.db", "journal": "study.journal"}
+CHOICES = (
+    "write hydra.sweeper.storage=sqlite, journal, a file NAME.db or NAME.journal, or an address such as "
+    "postgresql://USER:PASSWORD@HOST/DATABASE"
+)
+LOCK_SECONDS = 60.0
+"""How long to wait for another process's transaction."""
+STALE_SECONDS = 15
+"""After which the lock of a killed writer is broken; writing takes milliseconds."""
+NETWORK = re.compile(
+    r"nfs\d?|cifs|smb\w*|lustre|gpfs|beegfs\w*|ceph|glusterfs|panfs|pvfs2|orangefs|afs|9p"
+    r"|fuse\.(sshfs|glusterfs|ceph|rclone|juicefs|s3fs|beegfs|lustre)[\w-]*"
+)
+
+
+def open_storage(address: str, folder: Path) -> BaseStorage:
+    """The store `sqlite` or `journal` in the sweep's folder, a file, or a database as SQLAlchemy addresses it.
+
+    A file that is not there is made, with the trials of the folder's trials.jsonl. Raises SearchError.
+    """
+    address = str(folder / FILES[address]) if address in FILES else address
+    if "://" not in address:
+        path = Path(address).resolve()
+        openers = {".db": _open_sqlite, ".sqlite": _open_sqlite, ".journal": _open_journal}
+        if path.suffix not in openers:
+            raise SearchError(f"storage {address!r} is unknown: {CHOICES}")
+        return openers[path.suffix](path, folder)
+    try:
+        url = sqlalchemy.make_url(address)
+    except (sqlalchemy.exc.ArgumentError, ValueError):  # not shown, since it may hold a password
+        raise SearchError(f"storage {address.partition(':')[0]}://… is no database address: {CHOICES}") from None
+    if url.get_backend_name() != "sqlite":
+        return _open_server(url)
+    if url.database in (None, "", ":memory:"):
+        raise SearchError(f"storage {address!r} names no file, which the workers could share: {CHOICES}")
+    return _open_sqlite(Path(str(url.database)).resolve(), folder)
+
+
+# SQLite: one file, on a local disk
+
+
+def _open_sqlite(path: Path, folder: Path) -> RDBStorage:
+    refuse_network(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{path}.lock", timeout=2 * LOCK_SECONDS):
+            if path.exists() and (fault := _fault(path)):
+                _set_aside(path, folder, fault)
+            if not path.exists():
+                with _appearing_whole(path) as part:
+                    storage = _connect_sqlite(part)
+                    _fill(storage, folder, path)
+                    storage.engine.dispose()
+    except Timeout:
+        raise SearchError(
+            f"another process is still making {path}: wait for it, or delete {path}.lock"
+        ) from None
+    return _connect_sqlite(path)
+
+
+def _connect_sqlite(path: Path) -> RDBStorage:
+    return _connect_database(sqlalchemy.make_url(f"sqlite:///{path}"), {"creator": partial(_connect, path)})
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """In WAL mode readers and writers do not wait for each other, and a kill at any time leaves a whole file."""
+    connection = sqlite3.connect(path, timeout=LOCK_SECONDS, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+    return connection
+
+
+@contextmanager
+def _appearing_whole(path: Path) -> Iterator[Path]:
+    """A file that others see only when it is finished."""
+    part = path.with_name(f"{path.name}.part")
+    for leftover in (*path.parent.glob(f"{part.name}*"), *_companions(path)):
+        leftover.unlink()
+    yield part
+    part.rename(path)
+
+
+def _fault(path: Path) -> str:
+    """What is broken in an SQLite file; empty if nothing is. Raises SearchError for any other trouble with it."""
+    if not path.stat().st_size:
+        return "is empty"
+    try:
+        with closing(_connect(path)) as connection:
+            connection.execute("BEGIN IMMEDIATE").execute("ROLLBACK")
+            answer = connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise SearchError(f"{path} cannot be used: {error}; {CHOICES}") from error
+        raise SearchError(
+            f"{path} has been locked for {LOCK_SECONDS:g} s{_by(_users(path, 'WRITE'))}: end that, or {CHOICES}"
+        ) from error
+    except sqlite3.DatabaseError as error:
+        return f"is damaged ({error})"
+    if answer != "ok":
+        return f"is damaged ({answer.splitlines()[-1]})"
+    if "studies" not in tables:
+        raise SearchError(f"{path} is a database of something else: give the sweep a file of its own")
+    return ""
+
+
+def _set_aside(path: Path, folder: Path, fault: str) -> None:
+    if not (folder / TRIALS).exists():
+        raise SearchError(
+            f"{path} {fault}, and there is no {TRIALS} in {folder} to make it anew from: put a copy in its place, "
+            "or delete it to start over"
+        )
+    if users := _users(path, ""):
+        raise SearchError(
+            f"{path} {fault} and still used{_by(users)}: end that, and the same command mends it"
+        )
+    aside = f"{path.name}.damaged-{datetime.now():%Y%m%d-%H%M%S}"
+    for file in (path, *_companions(path)):
+        file.rename(path.with_name(aside + file.name.removeprefix(path.name)))
+    print(f"{path} {fault}; it is kept as {aside}")
+
+
+def _companions(path: Path) -> list[Path]:
+    """What SQLite keeps beside an open file; left alone, they would be taken for a new file's."""
+    return [file for ending in ("-wal", "-shm") if (file := path.with_name(path.name + ending)).exists()]
+
+
+def _users(path: Path, mode: str) -> list[str]:
+    """Process numbers that hold locks of this mode (`READ`, `WRITE`, or any) on an SQLite file, as Linux knows them."""
+    locks = Path("/proc/locks")
+    inodes = {str(file.stat().st_ino) for file in (path, *_companions(path))}
+    rows = [line.split() for line in locks.read_text().splitlines()] if locks.exists() else []
+    held = [row for row in rows if mode in row[3] and row[5].rpartition(":")[2] in inodes]
+    return sorted({row[4] for row in held})
+
+
+def _by(processes: list[str]) -> str:
+    return f" by process {', '.join(processes)}" if processes else ""
+
+
+def refuse_network(path: Path, mounts: str | None = None) -> None:
+    """Raises SearchError if `path` lies on a network file system, where SQLite's locks do not hold.
+
+    `mounts` is the text of /proc/mounts.
+    """
+    if mounts is None:
+        table = Path("/proc/mounts")
+        mounts = table.read_text() if table.exists() else ""
+    kind = file_system(path, mounts)
+    if NETWORK.fullmatch(kind):
+        raise SearchError(
+            f"{path} lies on a network file system ({kind}), where SQLite loses data: write "
+            "hydra.sweeper.storage=journal, or postgresql://USER:PASSWORD@HOST/DATABASE"
+        )
+
+
+def file_system(path: Path, mounts: str) -> str:
+    """The type of the file system that holds `path`; empty if unknown."""
+    found, kind = Path("/"), ""
+    for line in mounts.splitlines():
+        _, escaped, kind_here, *_ = line.split()
+        point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), escaped))
+        if path.is_relative_to(point) and len(point.parts) >= len(found.parts):
+            found, kind = point, kind_here
+    return kind
+
+
+# Journal: one file that needs no locks of the file system, so that machines may share it
+
+
+class _MendingLock(JournalFileOpenLock):
+    """Its holder finds whole lines: the half line of a writer that was killed, or met a full disk, is cut off."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), grace_period=STALE_SECONDS)
+        self._path = path
+
+    def acquire(self) -> bool:
+        held = super().acquire()
+        if self._path.exists():
+            _cut_half_line(self._path)
+        return held
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _open_journal(path: Path, folder: Path) -> JournalStorage:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = _MendingLock(path)
+    with lock:
+        if path.exists():
+            _mend(path, folder)
+        else:
+            with _appearing_whole(path) as part:
+                _fill(JournalStorage(JournalFileBackend(str(part))), folder, path)
+    return JournalStorage(JournalFileBackend(str(path), lock))
+
+
+def _cut_half_line(path: Path) -> None:
+    """Nobody has read it, since readers take whole lines."""
+    with path.open("r+b") as file:
+        size = file.seek(0, 2)
+        if size == 0 or (file.seek(size - 1), file.read(1))[1] == b"\n":
+            return
+        file.seek(0)
+        whole = file.read().rfind(b"\n") + 1
+        file.seek(whole)
+        _keep_damaged(path, [file.read()])
+        file.truncate(whole)
+
+
+def _mend(path: Path, folder: Path) -> None:
+    """Takes out lines that are no records, which would stop every reader there."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    damaged = [line for line in lines if not _is_record(line)]
+    if not damaged:
+        return
+    mended = path.with_name(f"{path.name}.mended")
+    mended.write_bytes(b"".join(line for line in lines if _is_record(line)))
+    if not _agrees(JournalStorage(JournalFileBackend(str(mended))), folder):
+        mended.unlink()
+        raise SearchError(
+            f"{path} has lost whole records: end all workers of the sweep and `mv {path} {path}.damaged`; the same "
+            f"command then makes it anew from {folder / TRIALS}"
+        )
+    _keep_damaged(path, damaged)
+    mended.replace(path)
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        return "op_code" in json.loads(line)
+    except (ValueError, TypeError):
+        return False
+
+
+def _keep_damaged(path: Path, lines: list[bytes]) -> None:
+    aside = path.with_name(f"{path.name}.damaged")
+    with aside.open("ab") as file:
+        file.writelines(line.rstrip(b"\n") + b"\n" for line in lines)
+    print(f"{path.name}: {len(lines)} torn or empty lines moved to {aside.name}")
+
+
+# Servers
+
+
+def _open_server(url: sqlalchemy.URL) -> RDBStorage:
+    """Several processes may find the tables missing and make them at once; all but one are refused, and look again."""
+    engine: dict[str, Any] = {"pool_pre_ping": True}  # a connection lost since the last use is opened again
+    if url.drivername in ("postgresql", "postgres"):
+        url = url.set(drivername="postgresql+psycopg")
+    for pause in (0.2, 0.4, 0.8):
+        try:
+            return _connect_database(url, engine)
+        except SearchError as error:
+            if not isinstance(
+                error.__cause__, sqlalchemy.exc.IntegrityError | sqlalchemy.exc.ProgrammingError
+            ):
+                raise
+            time.sleep(pause)
+    return _connect_database(url, engine)
+
+
+def _connect_database(url: sqlalchemy.URL, engine: dict[str, Any]) -> RDBStorage:
+    shown = url.render_as_string(hide_password=True)
+    try:
+        return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine)
+    except sqlalchemy.exc.NoSuchModuleError as error:
+        raise SearchError(f"storage {shown}: no such kind of database; {CHOICES}") from error
+    except ImportError as error:
+        raise SearchError(
+            f"storage {shown} needs a driver that is not installed ({error.__cause__}): "
+            "pip install 'fer_lab[postgresql]' for PostgreSQL, pymysql and mysql+pymysql:// for MySQL"
+        ) from error
+    except sqlalchemy.exc.DBAPIError as error:
+        reason = str(error.orig).strip().splitlines()[-1]
+        raise SearchError(
+            f"storage {shown} cannot be used: {reason}; check the address, and that the database exists "
+            "(`createdb NAME`) and lets this user make tables"
+        ) from error
+    except RuntimeError as error:  # tables of another Optuna
+        raise SearchError(f"storage {shown}: {error}") from error
+
+
+# trials.jsonl
+
+
+def record_trial(folder: Path, study: Study, trial: FrozenTrial) -> None:
+    """Append what is known of a finished trial, and of its study, to the folder's trials.jsonl."""
+    line = {
+        "study": study.study_name,
+        "directions": [direction.name.lower() for direction in study.directions],
+        "study_attrs": study.user_attrs,
+        "number": trial.number,
+        "state": trial.state.name,
+        "values": trial.values,
+        "params": trial.params,
+        "distributions": {key: distribution_to_json(found) for key, found in trial.distributions.items()},
+        "user_attrs": trial.user_attrs,
+        "system_attrs": trial.system_attrs,
+        "intermediate_values": trial.intermediate_values,
+        "started": trial.datetime_start and trial.datetime_start.isoformat(),
+        "completed": trial.datetime_complete and trial.datetime_complete.isoformat(),
+    }
+    path = folder / TRIALS
+    with _MendingLock(path), path.open("ab") as file:
+        file.write(json.dumps(line).encode() + b"\n")
+
+
+def rebuild(storage: BaseStorage, folder: Path) -> int:
+    """Make the studies of the folder's trials.jsonl in an empty store; returns how many trials they have.
+
+    Trials keep their numbers; one that was never told leaves a lost trial in its place.
+    """
+    recorded = _recorded(folder)
+    for name, lines in recorded.items():
+        newest = max(lines.values(), key=lambda line: line["completed"] or "")
+        study = create_study(study_name=name, storage=storage, directions=newest["directions"])
+        for key, value in newest["study_attrs"].items():
+            study.set_user_attr(key, value)
+        for number in range(max(lines) + 1):
+            study.add_trial(_trial(lines[number]) if number in lines else _lost_trial())
+    return sum(map(len, recorded.values()))
+
+
+def _fill(storage: BaseStorage, folder: Path, path: Path) -> None:
+    if count := rebuild(storage, folder):
+        print(f"{path} was made anew with {count} trials of {TRIALS} (delete both to start over)")
+
+
+def _agrees(storage: BaseStorage, folder: Path) -> bool:
+    """Whether a store knows the trials of trials.jsonl by the same numbers."""
+    known = {study.study_name: storage.get_all_trials(study._study_id) for study in storage.get_all_studies()}
+    return all(
+        number < len(known.get(name, ())) and known[name][number].params == line["params"]
+        for name, lines in _recorded(folder).items()
+        for number, line in lines.items()
+    )
+
+
+def _recorded(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
+    """By study and trial number the last whole line."""
+    found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    path = folder / TRIALS
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # its writer was killed
+        found[line["study"]][line["number"]] = line
+    return found
+
+
+def _trial(line: dict[str, Any]) -> FrozenTrial:
+    trial = create_trial(
+        state=TrialState[line["state"]],
+        values=line["values"],
+        params=line["params"],
+        distributions={key: json_to_distribution(text) for key, text in line["distributions"].items()},
+        user_attrs=line["user_attrs"],
+        system_attrs=line["system_attrs"],
+        intermediate_values={int(step): value for step, value in line["intermediate_values"].items()},
+    )
+    trial.datetime_start = line["started"] and datetime.fromisoformat(line["started"])
+    trial.datetime_complete = line["completed"] and datetime.fromisoformat(line["completed"])
+    return trial
+
+
+def _lost_trial() -> FrozenTrial:
+    return create_trial(state=TrialState.FAIL, user_attrs={"state": "lost", "error": f"not in {TRIALS}"})

@@ -1,0 +1,145 @@
+"""What a sweep is: its space, its options, its folder and its studies. Controller and workers read it alike."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import optuna
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf
+
+from fer_lab.search.errors import SearchError
+from fer_lab.search.preflight import duration
+from fer_lab.search.space import Space
+
+if TYPE_CHECKING:
+    from fer_lab.search.host import Host
+
+JOBS = ("preflight", "trials", "confirm", "ablation", "final")
+"""The kinds of work, in order; each is an Optuna study of its own in the sweep's storage."""
+
+ROLES = ("controller", "worker", "status", "stop", "report", "rerun", "check")
+
+
+@dataclass
+class Sweep:
+    """`config` is the composed config of the fixed `words`, hydra node included; `directions` are Optuna's."""
+
+    context: HydraContext
+    config: DictConfig
+    words: tuple[str, ...]
+    space: Space
+    name: str
+    folder: Path
+
+    @classmethod
+    def read(cls, context: HydraContext, config: DictConfig, words: Sequence[str]) -> Sweep:
+        """From the composed config and the words of the command line; raises SearchError."""
+        options = config.hydra.sweeper
+        space = Space.read(OmegaConf.to_container(options), words, config)  # type: ignore[arg-type]
+        choice = config.hydra.runtime.choices.sweeps
+        what = {key: value for key, value in space.base.items() if not key.startswith(tuple(options.places))}
+        settings = json.dumps(what, sort_keys=True, default=str)
+        name = options.name or f"{'sweep' if choice == 'none' else choice}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+        sweep = cls(context, config, tuple(space.fixed), space, name, Path(config.runs_dir) / name)
+        sweep.refuse_wrong_options()
+        return sweep
+
+    @property
+    def options(self) -> DictConfig:
+        return self.config.hydra.sweeper
+
+    @property
+    def objectives(self) -> dict[str, str]:
+        """{metric: max or min}; one is the monitor of every run, several are compared without pruning."""
+        if self.options.objectives:
+            return dict(self.options.objectives)
+        return {str(self.config.monitor): str(self.config.mode)}
+
+    @property
+    def directions(self) -> list[str]:
+        return ["maximize" if mode == "max" else "minimize" for mode in self.objectives.values()]
+
+    @property
+    def multi_objective(self) -> bool:
+        return len(self.objectives) > 1
+
+    @property
+    def max_epochs(self) -> int:
+        return int(self.config.trainer.max_epochs)
+
+    @cached_property
+    def host(self) -> Host:
+        from hydra.utils import get_class
+
+        return get_class(self.options.host)()
+
+    @cached_property
+    def storage(self) -> optuna.storages.BaseStorage:
+        from fer_lab.search.stores import open_storage
+
+        return open_storage(self.options.storage, self.folder)
+
+    def studies(self) -> dict[str, optuna.Study]:
+        """One for each kind of job; those of the latest space, where the space was changed."""
+        name, trials = self.name, self.opened(self.name)
+        while after := trials.user_attrs.get("replaced_by"):
+            name, trials = after, self.opened(after)
+        return {job: trials if job == "trials" else self.opened(f"{name}/{job}") for job in JOBS}
+
+    def opened(self, name: str) -> optuna.Study:
+        """Made where it is new. Workers give it a sampler and a pruner for each trial."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        return optuna.create_study(
+            study_name=name, storage=self.storage, directions=self.directions, load_if_exists=True
+        )
+
+    def pruner(self, study: optuna.Study) -> optuna.pruners.BasePruner:
+        """As the options say; `fit` may have found a first rung for it."""
+        from fer_lab.search.samplers import make_pruner
+
+        choice = study.user_attrs.get("pruner") or self.options.pruner
+        return make_pruner("none" if self.multi_objective else choice, self.max_epochs)
+
+    def compose(self, words: Sequence[str]) -> DictConfig:
+        """The config of one trial, hydra node included."""
+        loader = self.context.config_loader
+        return loader.load_sweep_config(self.config, [*self.words, *words])
+
+    def refuse_wrong_options(self) -> None:
+        """Everything about hydra.sweeper that can be known now, all at once."""
+        from fer_lab.search.samplers import make_pruner, make_sampler
+
+        options, faults = self.options, []
+        numbers = {
+            "n_trials": 1, "epochs": 1, "patience": 1, "seeds": 1, "keep": 0, "retries": 0, "workers": 0, "ablate": 0,
+        }  # fmt: skip
+        for key, least in numbers.items():
+            value = options[key]
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                faults.append(f"hydra.sweeper.{key}={value}: expected a whole number from {least}")
+        for metric, mode in self.objectives.items():
+            if mode not in ("max", "min"):
+                faults.append(f"{metric}: {mode} is no direction; choices: max, min")
+        checks = {
+            "sampler": lambda: make_sampler(options.sampler, options.seed, self.multi_objective),
+            "pruner": lambda: make_pruner(options.pruner, self.max_epochs),
+            "timeout": lambda: options.timeout is None or duration(options.timeout),
+            "fit": lambda: options.fit is None or duration(options.fit),
+            "wall_time": lambda: options.wall_time is None or duration(options.wall_time),
+        }
+        for key, check in checks.items():
+            try:
+                check()
+            except SearchError as error:
+                faults.append(f"hydra.sweeper.{key}: {error}")
+        if self.options.role not in ROLES:
+            faults.append(f"hydra.sweeper.role={self.options.role}; choices: {', '.join(ROLES)}")
+        if faults:
+            raise SearchError("\n".join(faults))

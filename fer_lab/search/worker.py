@@ -1,0 +1,368 @@
+"""A long-lived worker: takes a job of the sweep, runs it, tells the study; imports and data stay warm between jobs."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import optuna
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from fer_lab.search import ledger
+from fer_lab.search.limits import enough
+from fer_lab.search.preflight import duration
+from fer_lab.search.samplers import make_sampler
+from fer_lab.search.stages import advance, is_over
+from fer_lab.search.stores import record_trial
+from fer_lab.search.sweep import JOBS, Sweep
+
+IDLE_SECONDS = 0.2
+MARGIN_SECONDS = 60.0
+"""How long before the wall time a worker leaves."""
+
+
+class Interrupted(BaseException):
+    """The worker has to leave, or lost its trial: the run keeps its checkpoint. No Exception, so that nothing catches it."""
+
+
+class Worker:
+    """`Worker(sweep)()` works until the sweep has nothing left for it. Through a Hydra launcher it is the task function."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep = sweep
+        self.leaving = ""
+        self.reaped = 0.0
+
+    def __call__(self, _: DictConfig | None = None) -> None:
+        self.watch = ledger.Watch(self.sweep.options.heartbeat)
+        self.studies = self.sweep.studies()
+        self.in_training = False
+        with self.signals(), self.timer():
+            while not self.leaving and self.step():
+                pass
+        self.sweep.host.settle()
+
+    def step(self) -> bool:
+        """One job, or a short rest; False when there will be no more."""
+        self.reap()
+        for job in JOBS:
+            if self.may_take(job) and self.work(job):
+                return True
+        if is_over(self.studies):
+            return False
+        with suppress(Timeout), FileLock(self.sweep.folder / ".advance.lock", timeout=0):
+            advance(self.sweep, self.studies)
+        time.sleep(IDLE_SECONDS)
+        return True
+
+    def may_take(self, job: str) -> bool:
+        stopped = self.studies["trials"].user_attrs.get("stop")
+        return not stopped and (job != "trials" or bool(self.studies["trials"].user_attrs.get("open")))
+
+    def reap(self) -> None:
+        if time.monotonic() - self.reaped < 2:
+            return
+        for study in self.studies.values():
+            for number in self.watch.reap(study, self.sweep.options.retries):
+                print(f"{study.study_name}: trial {number} had lost its worker", flush=True)
+        self.reaped = time.monotonic()
+
+    def work(self, job: str) -> bool:
+        """Takes a job of this kind and sees it through; False where there is none."""
+        study, total = self.studies[job], 0
+        if job == "trials":
+            has_enough = enough(study, self.sweep.options, self.sweep.directions[0])
+            if has_enough and has_enough.kind in ("stop", "broken"):
+                return False
+            total = 0 if has_enough else study.user_attrs.get("n_trials", self.sweep.options.n_trials)
+        trial_id = ledger.take(study, self.sweep.storage, total)
+        if trial_id is None:
+            return False
+        self.own(trial_id)
+        frozen = self.sweep.storage.get_trial(trial_id)
+        if ledger.is_surplus(study, frozen, total or 1 << 60):
+            ledger.close(study, frozen.number, "surplus")
+            return True
+        options = self.sweep.options
+        study.sampler = make_sampler(options.sampler, options.seed, self.sweep.multi_objective, frozen.number)
+        study.pruner = self.sweep.pruner(study)
+        trial = Trial(study, trial_id)
+        with beating(trial, self.sweep.options.heartbeat):
+            Attempt(self, job, trial).run()
+        return True
+
+    def own(self, trial_id: int) -> None:
+        me = {"place": ledger.place(), "pid": os.getpid(), "started": ledger.started(os.getpid())}
+        self.sweep.storage.set_trial_user_attr(trial_id, "worker", me)
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """SIGTERM, Ctrl-C and SLURM's warning let the running trial go; between trials they are only noted."""
+
+        def leave(number: int, _: Any) -> None:
+            self.leaving = signal.Signals(number).name
+            if self.in_training:
+                self.in_training = False  # once
+                raise Interrupted(self.leaving)
+
+        if threading.current_thread() is not threading.main_thread():
+            yield  # a launcher's thread: its process gets no signals of ours
+            return
+        before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def timer(self) -> Iterator[None]:
+        """Leaves before the wall time: hydra.sweeper.wall_time after the start, or what SLURM says."""
+        seconds = math.inf
+        if self.sweep.options.wall_time is not None:
+            seconds = duration(self.sweep.options.wall_time)
+        if end := os.environ.get("SLURM_JOB_END_TIME"):
+            seconds = min(seconds, float(end) - time.time())
+        if seconds == math.inf:
+            yield
+            return
+        margin = min(MARGIN_SECONDS, seconds / 10)
+        timer = threading.Timer(max(0.0, seconds - margin), os.kill, (os.getpid(), signal.SIGTERM))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+class Attempt:
+    """One try at one trial; to the run it is the `Job` that it may ask."""
+
+    def __init__(self, worker: Worker, job: str, trial: Trial) -> None:
+        self.worker, self.sweep, self.job, self.trial = worker, worker.sweep, job, trial
+        self.study = worker.studies[job]
+        self.frozen = self.study.get_trials(deepcopy=False)[trial.number]
+        self.parent = self.sweep.name
+        label = "" if job == "trials" else f" {job}"
+        self.name = f"{self.sweep.name}{label} {trial.number:04d}"
+        self.known = set(self.frozen.intermediate_values)
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        return {"fer.sweep": self.sweep.name, "fer.job": self.job, "fer.trial": str(self.trial.number)}
+
+    def run(self) -> None:
+        """Never raises for what goes wrong in a trial; the worker leaves after an interruption."""
+        try:
+            overrides = self.overrides()
+            if self.job == "trials" and self.copy_twin(overrides):
+                return
+            began = time.monotonic()
+            outcome = self.train(overrides)
+            self.conclude(outcome, round(time.monotonic() - began, 2))
+        except (Interrupted, KeyboardInterrupt, SystemExit) as interruption:
+            self.worker.leaving = self.worker.leaving or str(interruption) or type(interruption).__name__
+            frozen = self.sweep.storage.get_trial(self.trial._trial_id)
+            if not frozen.state.is_finished():
+                ledger.hand_on(self.study, frozen, "interrupted")
+        except UpdateFinishedTrialError:
+            print(f"{self.name}: declared lost meanwhile; somebody else goes on with it", flush=True)
+        except Exception as error:
+            self.fail(error)
+        finally:
+            self.worker.in_training = False
+            gc.collect()
+
+    def overrides(self) -> list[str]:
+        """The words of this trial: those of an explicit job, else asked of the sampler."""
+        explicit = self.frozen.user_attrs.get("overrides")
+        if explicit is not None:
+            return list(explicit)
+        words = self.sweep.space.suggest(self.trial)
+        self.trial.set_user_attr("overrides", words)
+        return words
+
+    def copy_twin(self, words: list[str]) -> bool:
+        """The value of the same configuration, trained before; waits for one that is being trained now."""
+        if "continues" in self.frozen.user_attrs:
+            return False
+        frozen = self.sweep.storage.get_trial(self.trial._trial_id)
+        twins = ledger.twins(self.study, frozen)
+        if len(twins) < self.sweep.options.seeds:
+            if twins:
+                words.append(f"seed={int(self.sweep.config.seed) + len(twins)}")
+                self.trial.set_user_attr("overrides", words)
+            return False
+        while any(twin.state == TrialState.RUNNING for twin in twins):
+            if self.worker.leaving:
+                raise Interrupted(self.worker.leaving)
+            self.worker.reap()
+            time.sleep(IDLE_SECONDS)
+            twins = ledger.twins(self.study, frozen)
+        if len(twins) < self.sweep.options.seeds:  # it failed, or goes on elsewhere
+            return False
+        self.tell_like(twins)
+        return True
+
+    def tell_like(self, twins: list[FrozenTrial]) -> None:
+        complete = [twin for twin in twins if twin.state == TrialState.COMPLETE]
+        first = (complete or twins)[0]
+        kept = {key: first.user_attrs[key] for key in ("state", "run", "metrics") if key in first.user_attrs}
+        ledger.note(self.trial, **kept, same_as=first.number)
+        if complete:
+            values = [sum(column) / len(complete) for column in zip(*(twin.values for twin in complete), strict=True)]
+            self.tell(TrialState.COMPLETE, values)
+            return
+        for step, value in first.intermediate_values.items():
+            self.trial.report(value, step)
+        if first.user_attrs.get("state") != "pruned":
+            self.trial.set_constraint(first.user_attrs["state"], 1.0)
+        self.tell(TrialState.PRUNED)
+
+    def train(self, words: list[str]) -> Any:
+        config = self.sweep.compose(words)
+        host = self.sweep.host
+        task: Callable[[DictConfig], Any] = {
+            "preflight": host.probe,
+            "final": lambda config: host.final(config, self.sweep.name),
+        }.get(self.job, lambda config: host.trial(config, self))
+        with as_hydra_job(config) as plain:
+            if self.worker.leaving:
+                raise Interrupted(self.worker.leaving)
+            self.worker.in_training = True
+            outcome = task(plain)
+            self.worker.in_training = False
+        return outcome
+
+    def conclude(self, outcome: Any, seconds: float) -> None:
+        if self.job in ("preflight", "final"):
+            ledger.note(self.trial, result=outcome, state="complete", seconds=seconds)
+            self.tell(TrialState.COMPLETE, [0.0] * len(self.sweep.directions))
+            return
+        facts = {"run": outcome.run, "epochs": outcome.epochs, "seconds": seconds, "metrics": outcome.metrics}
+        if outcome.state == "pruned":
+            ledger.note(self.trial, **facts, state="pruned")
+            self.tell(TrialState.PRUNED)
+            return
+        values = self.values(outcome)
+        if any(math.isnan(value) for value in values):
+            ledger.note(self.trial, **facts, error=f"{self.sweep.objectives} is {values}")
+            self.infeasible("diverged")
+            return
+        ledger.note(self.trial, **facts, state="complete")
+        self.tell(TrialState.COMPLETE, values)
+
+    def values(self, outcome: Any) -> list[float]:
+        if not self.sweep.multi_objective:
+            return [float(outcome.score)]
+        return [float(outcome.metrics[metric]) for metric in self.sweep.objectives]
+
+    def fail(self, error: Exception) -> None:
+        """Divergence and a full memory teach the sampler to stay away; anything else is a failure."""
+        kind = type(error).__name__
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f"{kind} at {frames[-1].filename}:{frames[-1].lineno}" if frames else kind
+        text = "".join(traceback.format_exception(error))
+        facts = {"error": f"{kind}: {error}"[:2000], "traceback": text[-8000:], "where": where}
+        print(f"{self.name}: {facts['error']}", flush=True)
+        with suppress(UpdateFinishedTrialError):
+            if kind == "Diverged":
+                ledger.note(self.trial, error=facts["error"])
+                self.infeasible("diverged")
+            elif "OutOfMemory" in kind or "out of memory" in str(error).lower():
+                ledger.note(self.trial, error=facts["error"])
+                self.infeasible("out_of_memory")
+            else:
+                ledger.note(self.trial, **facts, state="failed")
+                self.tell(TrialState.FAIL)
+
+    def infeasible(self, state: str) -> None:
+        self.trial.set_user_attr("state", state)
+        if self.job == "trials":
+            self.trial.set_constraint(state, 1.0)
+            self.tell(TrialState.PRUNED)
+        else:
+            self.tell(TrialState.FAIL)
+
+    def tell(self, state: TrialState, values: list[float] | None = None) -> None:
+        self.study.tell(self.trial, values, state)
+        record_trial(self.sweep.folder, self.study, self.sweep.storage.get_trial(self.trial._trial_id))
+
+    def report(self, epochs: int, score: float) -> bool:
+        """See host.Job."""
+        if self.worker.leaving:
+            raise Interrupted(self.worker.leaving)
+        if self.study.user_attrs.get("stop") == "now":
+            raise Interrupted("stop now")
+        if self.job != "trials" or self.sweep.multi_objective:
+            return False
+        self.worker.in_training = False  # a signal must not break into the store's transaction
+        try:
+            if epochs not in self.known:
+                self.trial.report(score, epochs)
+                self.known.add(epochs)
+            return self.trial.should_prune()
+        except UpdateFinishedTrialError:
+            raise Interrupted("declared lost meanwhile") from None
+        finally:
+            self.worker.in_training = True
+
+    def keeps(self, score: float) -> bool:
+        """Runs of explicit jobs, and the best trials so far."""
+        if self.job != "trials" or self.sweep.options.keep is None or self.sweep.multi_objective:
+            return True
+        sign = 1 if self.sweep.directions[0] == "maximize" else -1
+        done = [trial for trial in ledger.ended(self.study) if trial.state == TrialState.COMPLETE]
+        better = sum(sign * (trial.value or 0.0) > sign * score for trial in done)
+        return better < self.sweep.options.keep
+
+
+@contextmanager
+def beating(trial: Trial, seconds: float) -> Iterator[None]:
+    """Says now and then that this worker lives, for those on other machines."""
+    stop = threading.Event()
+    storage, trial_id = trial.storage, trial._trial_id
+
+    def beat() -> None:
+        count = 0
+        while not stop.wait(seconds):
+            count += 1
+            try:
+                storage.set_trial_user_attr(trial_id, "beat", count)
+            except UpdateFinishedTrialError:
+                return
+            except Exception as error:  # a store that is away for a while: the next beat may reach it
+                print(f"no heartbeat: {error}", flush=True)
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(seconds)
+
+
+@contextmanager
+def as_hydra_job(config: DictConfig) -> Iterator[DictConfig]:
+    """What Hydra does around a job, without folders and log files: the run finds its HydraConfig, and no hydra node."""
+    hydra = HydraConfig.instance()
+    before = hydra.cfg
+    hydra.set_config(config)
+    try:
+        yield OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    finally:
+        hydra.cfg = before
