@@ -94,8 +94,9 @@ class Loaded(NamedTuple):
 
 def load_data(cfg: DictConfig) -> Loaded:
     """The files are looked at once in a process: trials of a sweep share what they found."""
-    sections = [OmegaConf.to_container(cfg[name], resolve=True) for name in ("data", "split")]
-    sections[0].pop("batch_size")  # type: ignore[union-attr]
+    names = ("data.source", "data.size", "data.channels", "data.bad", "data.limit", "split")
+    sections = [OmegaConf.select(cfg, name) for name in names]
+    sections = [OmegaConf.to_container(one, resolve=True) if OmegaConf.is_config(one) else one for one in sections]
     key = json.dumps([*sections, str(cfg.cache_dir)])
     if key not in _loaded:
         _loaded[key] = load_data_anew(cfg)

@@ -137,6 +137,8 @@ def explain(arguments: list[str], config_name: str) -> str | None:
         except HydraException:
             faults.append(f"{text!r} is not of the form key=value or group=choice")
             continue
+        if override.is_sweep_override():
+            continue  # its key and its choices are the sweeper's to judge
         (choices if folder_of(str(override.key_or_group)).is_dir() else values).append(override)
     wrong = {override.key_or_group: fault for override in choices if (fault := choice_fault(override))}
     good = [str(override.input_line) for override in choices if override.key_or_group not in wrong]

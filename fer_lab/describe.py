@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -42,9 +42,10 @@ def write_config(record: RunRecord, cfg: DictConfig) -> None:
     """The resolved config as a file and as params, first those of the command line."""
     from fer_lab.tracking.address import redacted
 
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(settings, dict)
-    settings["tracking"]["uri"] = redacted(settings["tracking"]["uri"] or "") or None  # no password in a file or store
+    settings = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    settings["tracking"]["uri"] = (
+        redacted(settings["tracking"]["uri"] or "") or None
+    )  # no password in a file or store
     OmegaConf.save(settings, record.folder / "config.yaml")
     chosen = [text.partition("=")[0].lstrip("+~") for text in HydraConfig.get().overrides.task]
     flat = flatten(settings)

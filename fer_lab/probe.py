@@ -32,6 +32,7 @@ def probe(cfg: DictConfig) -> dict[str, Any]:
     """
     from fer_lab.build import build_data, build_module, device_of
     from fer_lab.frozen import net_on_shared_backbone
+    from fer_lab.learning.module import LearningError
     from fer_lab.tracking.address import tracking_uri
     from fer_lab.train import collect_garbage, refuse_what_cannot_be, set_threads, starting_weights
 
@@ -43,6 +44,8 @@ def probe(cfg: DictConfig) -> dict[str, Any]:
     device = device_of(cfg)
     forget_peak(device)
     module = build_module(cfg, data, weights, net_on_shared_backbone).to(device)
+    if cfg.monitor not in module.logged:
+        raise LearningError(f"monitor={cfg.monitor} is not logged; choices: {', '.join(module.logged)}")
     once_seconds = look_at_some(cfg, data, module) if cfg.cache_features else 0.0
     return {
         "seconds_per_epoch": seconds_per_epoch(cfg, data, module),

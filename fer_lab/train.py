@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lab.cli import ROOT, UsageError, main
@@ -28,7 +27,10 @@ class Trial(Protocol):
     """Shown in MLflow in place of the run's folder."""
     parent: str
     """The sweep's own run: the name of its folder beside this one."""
-    tags: Mapping[str, str]
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """What else the run should be found by."""
 
     def report(self, epochs: int, score: float) -> bool:
         """Asked after each epoch; True ends the run as pruned. May raise to interrupt it."""
@@ -49,13 +51,15 @@ def train(cfg: DictConfig, trial: Trial | None = None) -> Result:
     from fer_lab.build import build_data, build_module, device_of, make_net, signature
     from fer_lab.describe import describe, judge_once, write_split
     from fer_lab.fit import best_weights, fit
-    from fer_lab.frozen import net_on_shared_backbone, use_frozen_features
     from fer_lab.tracking.address import tracking_uri
     from fer_lab.tracking.forward import tracked
     from fer_lab.tracking.record import open_run, reconcile
 
     uri, runs = tracking_uri(cfg.tracking.uri), Path(cfg.runs_dir)
     data = build_data(cfg)
+
+    from fer_lab.frozen import net_on_shared_backbone, use_frozen_features  # torch: only now, when the data are there
+
     set_threads(cfg.threads)
     weights, weights_digest = starting_weights(cfg, uri)
     identity = signature(cfg, data, weights_digest)
@@ -96,7 +100,11 @@ def refuse_what_cannot_be(cfg: DictConfig, alone: bool) -> None:
         "num_nodes": lambda value: value in (None, 1),
         "strategy": lambda value: value in (None, "auto"),
     }
-    wrong = [f"trainer.{key}={cfg.trainer.get(key)}" for key, fits in expected.items() if not fits(cfg.trainer.get(key))]
+    wrong = [
+        f"trainer.{key}={cfg.trainer.get(key)}"
+        for key, fits in expected.items()
+        if not fits(cfg.trainer.get(key))
+    ]
     if wrong:
         raise UsageError(
             f"{', '.join(wrong)}: a trial trains in one process on one device, since Lightning would start the sweep "

@@ -69,11 +69,11 @@ def epoch_costs(cfg: DictConfig) -> tuple[list[Cost], list[float]]:
     from pytorch_lightning import Callback
 
     from fer_lab.build import build_data, build_module
+    from fer_lab.fit import history, make_trainer, run_trainer
     from fer_lab.frozen import use_frozen_features
     from fer_lab.learning.callbacks import Checkpoints
     from fer_lab.tracking.forward import tracked
     from fer_lab.tracking.record import open_run
-    from fer_lab.fit import history, make_trainer, run_trainer
 
     points: list[Cost] = []
 

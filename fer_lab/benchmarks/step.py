@@ -73,10 +73,10 @@ def through_our_stack(cfg: DictConfig, data: FaceData) -> tuple[Cost, list[float
     from pytorch_lightning import Callback
 
     from fer_lab.build import build_module
+    from fer_lab.fit import history, make_trainer, run_trainer
     from fer_lab.learning.callbacks import Checkpoints
     from fer_lab.tracking.forward import tracked
     from fer_lab.tracking.record import open_run
-    from fer_lab.fit import history, make_trainer, run_trainer
 
     points: list[Cost] = []
 

@@ -41,7 +41,9 @@ class Pruning(Checkpoints):
         super().on_train_epoch_end(trainer, pl_module)
         epochs = trainer.current_epoch + 1
         told_to_end = self.report(epochs, float(trainer.callback_metrics[self.monitor]))
-        if told_to_end and epochs < (trainer.max_epochs or 0):  # after the last epoch it has trained to its end
+        if told_to_end and epochs < (
+            trainer.max_epochs or 0
+        ):  # after the last epoch it has trained to its end
             self.pruned = trainer.should_stop = True
 
     def write(self, trainer: pl.Trainer, pl_module: FerModule) -> None:

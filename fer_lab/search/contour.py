@@ -82,8 +82,10 @@ def surface(search: Search, first: Key, second: Key) -> Figure:
     filled = axes.contourf(across, up, height, levels=np.linspace(*search.span, 11), extend="both", **look)
     marks = np.array([[key.height(trial) for key in keys] for trial in together(search.pruned, *keys)])
     if len(marks):
-        axes.scatter(*marks.T, marker="x", color=GREY, s=22, linewidths=1.2, label="pruned")
-    axes.scatter(*points.T, c=scores, edgecolors="white", linewidths=1, s=42, label="complete", **look)
+        axes.scatter(marks[:, 0], marks[:, 1], marker="x", color=GREY, s=22, linewidths=1.2, label="pruned")
+    axes.scatter(
+        points[:, 0], points[:, 1], c=scores, edgecolors="white", linewidths=1, s=42, label="complete", **look
+    )
     ring(axes, *points[scores.argmax() if search.maximize else scores.argmin()])
     for key, ticks in zip(keys, (axes.set_xticks, axes.set_yticks), strict=True):
         places, texts = key.ticks

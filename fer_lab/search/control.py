@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.live import Live
 
 from fer_lab.search import table
-from fer_lab.search.crew import Crew
+from fer_lab.search.crew import CONTROLLER, Crew, command_words, module_name
 from fer_lab.search.errors import SearchError, SearchFailed
 from fer_lab.search.host import Parent
 from fer_lab.search.ledger import best_so_far, ended, running, trials_of
@@ -60,7 +60,7 @@ def control(sweep: Sweep) -> None:
 @contextmanager
 def alone(sweep: Sweep) -> Iterator[None]:
     """One controller a sweep; its workers may be as many as they like."""
-    lock = FileLock(sweep.folder / ".controller.lock", timeout=0)
+    lock = FileLock(sweep.folder / CONTROLLER, timeout=0)
     try:
         lock.acquire()
     except Timeout:
@@ -93,7 +93,7 @@ def write_contract(sweep: Sweep) -> None:
     """sweep.yaml: all that another terminal or machine needs to join, show or repeat this sweep."""
     facts = {
         "name": sweep.name,
-        "command": sys.argv[1:],
+        "command": command_words(),
         "module": module_name(),
         "words": list(sweep.words),
         "storage": sweep.options.storage,
@@ -101,10 +101,6 @@ def write_contract(sweep: Sweep) -> None:
         "space": {key: OmegaConf.to_container(sweep.options[key]) for key in ("params", "when", "points")},
     }
     (sweep.folder / "sweep.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(facts)))
-
-
-def module_name() -> str | None:
-    return getattr(sys.modules["__main__"].__spec__, "name", None)
 
 
 def reopen(sweep: Sweep, studies: Studies) -> None:
@@ -129,6 +125,8 @@ def begin(sweep: Sweep, studies: Studies, crew: Crew, parent: Parent) -> None:
     """Says what is about to happen, and lets the workers go."""
     trials = studies["trials"]
     print(make_plan(sweep, studies, crew.size))
+    if sweep.multi_objective:
+        print("several objectives are compared without pruning: no trial can be told the worse before its end")
     parent.params({"space": OmegaConf.to_container(sweep.options.params), "when": OmegaConf.to_container(sweep.options.when)})
     kept = ("n_trials", "sampler", "pruner", "storage", "seed", "seeds")
     parent.params({"sweep": {key: sweep.options[key] for key in kept}})
@@ -167,10 +165,10 @@ def tell(sweep: Sweep, studies: Studies, parent: Parent, trial: Any, screen: Liv
         print(f"{table.line(trial)}\n    {table.summary(sweep, studies)}", flush=True)
     best = best_so_far(trials_of(studies["trials"]), sweep.directions[0])
     numbers = {f"trials/{state}": count for state, count in table.counts(studies["trials"]).items()}
-    if trial.value is not None and not sweep.multi_objective:
-        numbers["score"] = trial.value
+    if trial.values and not sweep.multi_objective:
+        numbers["score"] = trial.values[0]
     if best is not None:
-        numbers["best"] = best.value
+        numbers["best"] = best.values[0]
     parent.metrics(numbers, step=trial.number)
 
 

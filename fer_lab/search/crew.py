@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
+from filelock import FileLock, Timeout
+from hydra._internal.utils import get_args
 from omegaconf import OmegaConf
 
 from fer_lab.search.errors import SearchFailed
-from fer_lab.search.ledger import trials_of
+from fer_lab.search.ledger import is_alive, place, trials_of, worker_facts
 from fer_lab.search.stages import Studies
 from fer_lab.search.sweep import Sweep
+
+if TYPE_CHECKING:
+    from fer_lab.search.worker import Worker
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 PATIENCE_SECONDS = 60.0
 MOST_LOCAL = 4
+CONTROLLER = ".controller.lock"
 
 
 class Crew:
@@ -34,6 +44,7 @@ class Crew:
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.thread: threading.Thread | None = None
         self.failure: BaseException | None = None
+        self.here: Worker | None = None
         self.deaths, self.ended_before = 0, 0
 
     def start(self) -> None:
@@ -41,16 +52,12 @@ class Crew:
         if self.launched:
             self.thread = threading.Thread(target=self.launch, name="launcher", daemon=True)
             self.thread.start()
-        elif self.size == 0:
-            self.thread = None
-        else:
-            for index in range(self.size):
-                self.spawn(index)
+        for index in range(0 if self.launched else self.size - living(self.sweep.folder)):
+            self.spawn(index)
 
     def spawn(self, index: int) -> None:
         """The same command line as a worker, with a GPU or a share of the cores of its own."""
-        main = sys.modules["__main__"]
-        module = getattr(main.__spec__, "name", None)
+        module = module_name()
         program = ["-m", module] if module else [str(Path(sys.argv[0]).absolute())]
         words = ["hydra.sweeper.role=worker", f"hydra.sweeper.name={self.sweep.name}"]
         settings = dict(os.environ)
@@ -60,7 +67,7 @@ class Crew:
             settings.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.size)))
         with self.log(index) as log:
             self.processes[index] = subprocess.Popen(
-                [sys.executable, *program, *sys.argv[1:], *words],
+                [sys.executable, *program, *command_words(), *words],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=settings, start_new_session=True,
             )  # fmt: skip
 
@@ -100,11 +107,12 @@ class Crew:
             self.spawn(index)
 
     def work_here(self) -> None:
+        """One step of a worker in this process, where a debugger can follow it."""
         from fer_lab.search.worker import Worker
 
-        worker = Worker(self.sweep)
-        worker()
-        if worker.leaving:
+        self.here = self.here or Worker(self.sweep).open()
+        self.here.step()
+        if self.here.leaving:
             raise KeyboardInterrupt
 
     def last_words(self, index: int) -> str:
@@ -127,6 +135,55 @@ class Crew:
                 process.kill()
         if self.thread is not None:
             self.thread.join(max(0.1, deadline - time.monotonic()))
+        if self.here is not None:
+            self.sweep.host.settle()
+
+
+def module_name() -> str | None:
+    """What stands behind `python -m`, if this process was started so."""
+    return getattr(sys.modules["__main__"].__spec__, "name", None)
+
+
+def command_words() -> list[str]:
+    """This command's words, flags first: argparse takes no words behind flags that stand between words."""
+    given = get_args(sys.argv[1:])
+    return [*(["--config-dir", given.config_dir] if given.config_dir else []), *given.overrides]
+
+
+@contextmanager
+def present(folder: Path) -> Iterator[None]:
+    """While it works, a worker's name stands in the sweep's folder."""
+    path = folder / "workers" / f"{platform.node()}-{os.getpid()}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(worker_facts()))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def living(folder: Path) -> int:
+    """Workers of this machine that an earlier controller left at work."""
+    count = 0
+    for path in (folder / "workers").glob("*.json"):
+        with suppress(OSError, ValueError):
+            worker = json.loads(path.read_text())
+            if worker["place"] == place():
+                alive = is_alive(worker["pid"], worker["started"])
+                count += alive
+                if not alive:
+                    path.unlink()
+    return count
+
+
+def is_controlled(folder: Path) -> bool:
+    lock = FileLock(folder / CONTROLLER, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def gpus() -> list[str]:

@@ -157,6 +157,11 @@ def place() -> str:
     return f"{platform.node()} {boot} {space}"
 
 
+def worker_facts() -> dict[str, Any]:
+    """How others find out whether this process lives."""
+    return {"place": place(), "pid": os.getpid(), "started": started(os.getpid())}
+
+
 def started(pid: int) -> int:
     """When a process began, in clock ticks since boot; 0 where that is not known, -1 if there is none."""
     try:
@@ -189,4 +194,4 @@ def best_so_far(trials: Sequence[FrozenTrial], direction: str) -> FrozenTrial | 
     """The complete trial of the best value; nothing for several objectives."""
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE and len(trial.values) == 1]
     pick = max if direction == "maximize" else min
-    return pick(complete, key=lambda trial: trial.value, default=None)
+    return pick(complete, key=lambda trial: trial.values[0], default=None)

@@ -41,16 +41,16 @@ def enough(study: Study, options: DictConfig, direction: str) -> Enough | None:
     best = best_so_far(trials, direction)
     if best is None:
         return None
-    if options.target is not None and reached(best.value, options.target, direction):
-        return Enough("limit", f"{best.value:.4f} reached (target={options.target})")
+    if options.target is not None and reached(best.values[0], options.target, direction):
+        return Enough("limit", f"{best.values[0]:.4f} reached (target={options.target})")
     since = sum(trial.number > best.number for trial in trials)
     if options.patience is not None and since >= options.patience:
         return Enough("limit", f"{since} trials without a better one (patience={options.patience})")
     return None
 
 
-def reached(value: float | None, target: float, direction: str) -> bool:
-    return value is not None and (value >= target if direction == "maximize" else value <= target)
+def reached(value: float, target: float, direction: str) -> bool:
+    return value >= target if direction == "maximize" else value <= target
 
 
 def same_error(trials: list[FrozenTrial]) -> str | None:

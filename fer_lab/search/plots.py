@@ -85,16 +85,24 @@ def history(search: Search) -> Figure | None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     numbers = [trial.number for trial in search.complete]
     scores = [search.score(trial) for trial in search.complete]
-    _points(axes, np.array(numbers), search.complete, search, color=BLUE, label="complete")
+    _points(
+        axes,
+        np.array(numbers),
+        search.complete,
+        search,
+        color=BLUE,
+        label="complete",
+        far="off the page",
+    )
     _rug(axes, [trial.number for trial in search.pruned], "pruned", color="#888888", marker="|")
     lost = [trial.number for trial in search.trials if math.isnan(search.score(trial))]
-    _rug(axes, lost, "failed, diverged or out of memory", color=RED, marker="x")
-    front = (np.maximum if search.maximize else np.minimum).accumulate(scores)
+    _rug(axes, lost, "no score", color=RED, marker="x")
+    front = (np.maximum if search.maximize else np.minimum).accumulate(scores).clip(*search.span)
     steps = [*numbers, search.trials[-1].number], [*front, front[-1]]
     axes.step(*steps, where="post", color=ORANGE, zorder=1, label="best so far")
     ring(axes, best.number, search.score(best))
     _focus(axes, search)
-    figure.legend(loc="outside lower center", ncols=4)
+    figure.legend(loc="outside lower center", ncols=5)
     return figure
 
 
@@ -242,9 +250,15 @@ def _history_title(search: Search, best: FrozenTrial) -> str:
 
 def _slices_title(search: Search) -> str:
     best = search.best
-    ringed = "" if best is None else f", ringed: the best (trial {best.number})"
+    ringed = "" if best is None else f"; ringed: the best (trial {best.number})"
+    low, high = search.span
+    far = (
+        "; hollow: off the page"
+        if any(not low <= search.score(one) <= high for one in search.complete)
+        else ""
+    )
     below = "; on the axis: pruned" if search.pruned else ""
-    return f"{search.metric} over each key alone{ringed}{below}"
+    return f"{search.metric} by key{ringed}{far}{below}"
 
 
 def _pruning_title(search: Search) -> str:
@@ -264,7 +278,13 @@ def _rug(axes: Axes, places: ArrayLike, label: str, **look: Any) -> None:
 
 
 def _points(
-    axes: Axes, x: NDArray[Any], trials: Sequence[FrozenTrial], search: Search, color: str, label: str
+    axes: Axes,
+    x: NDArray[Any],
+    trials: Sequence[FrozenTrial],
+    search: Search,
+    color: str,
+    label: str,
+    far: str = "",
 ) -> None:
     """A dot a trial; a hollow triangle at the edge for a score so far off that it is not on the page."""
     low, high = search.span
@@ -272,9 +292,9 @@ def _points(
     inside = (low <= scores) & (scores <= high)
     axes.plot(x[inside], scores[inside], "o", color=color, markersize=4.5, alpha=0.8, label=label)
     edge = "v" if search.maximize else "^"
-    axes.plot(
-        x[~inside], scores[~inside].clip(low, high), edge, color=color, markersize=5, markerfacecolor="none"
-    )
+    look: Any = {"color": color, "markersize": 5, "markerfacecolor": "none", "label": far}
+    if not inside.all():
+        axes.plot(x[~inside], scores[~inside].clip(low, high), edge, **look)
 
 
 def _focus(axes: Axes, search: Search) -> None:

@@ -162,7 +162,7 @@ def decided(parameters: list[Parameter], base: Mapping[str, Any]) -> list[Parame
 
 
 def in_order(parameters: list[Parameter], faults: list[str]) -> list[Parameter]:
-    """Each after every parameter of the keys that its condition names."""
+    """Each after every parameter of the keys that its condition names, and as soon after them as can be."""
     waiting, placed = list(parameters), []
     while waiting:
         missing = {one.key for one in waiting}
@@ -172,8 +172,8 @@ def in_order(parameters: list[Parameter], faults: list[str]) -> list[Parameter]:
                 f"when: the conditions of {', '.join(sorted(missing))} wait for each other; break the circle"
             )
             break
-        placed += ready
-        waiting = [one for one in waiting if one not in ready]
+        placed.append(min(ready, key=lambda one: not one.when))
+        waiting.remove(placed[-1])
     return placed
 
 
@@ -213,22 +213,16 @@ def read_points(
     faults: list[str],
 ) -> list[dict[str, Any]]:
     """Known settings as Optuna's parameters; one that the command line rules out is left out."""
-    written = {
-        str(key)
-        for ranges in [section.get("params"), *(section.get("when") or {}).values()]
-        for key in ranges or ()
-    }
-    known = {one.key for one in parameters} | written
+    sections = [section.get("params"), *(section.get("when") or {}).values()]
+    known = {one.key for one in parameters} | {str(key) for ranges in sections for key in ranges or ()}
     told = {key.lstrip("+") for key in (*said.fixed_keys, *said.ranges)}
     found = []
     for point in section.get("points") or []:
         if not isinstance(point, Mapping):
             faults.append(f"points: {point}: expected {{key: value, …}}")
             continue
-        if unknown := [
-            f"points: {key} is not swept here{near(key, known)}" for key in point if key not in known
-        ]:
-            faults += unknown
+        if unknown := [key for key in point if key not in known]:
+            faults += [f"points: {key} is not swept here{near(key, known)}" for key in unknown]
             continue
         if any(key in said.fixed_keys and text(base.get(key)) != text(value) for key, value in point.items()):
             continue

@@ -115,11 +115,11 @@ def headline(sweep: SweepFacts) -> str:
         return f"{len(sweep.study.best_trials)} of {len(sweep.complete)} trials are on the Pareto front of {wanted}."
     if sweep.verdict is not None:
         return f"{sweep.metric}: {sweep.verdict.sentence}"
-    best = best_trials(sweep.study, 1)[0]
+    best, extreme = best_trials(sweep.study, 1)[0], "highest" if sweep.maximize else "lowest"
     return (
-        f"Best {sweep.metric} {best.values[0]:.4f} in trial {best.number}, the highest of {len(sweep.complete)} "
+        f"Best {sweep.metric} {best.values[0]:.4f} in trial {best.number}, the {extreme} of {len(sweep.complete)} "
         "on one seed: it flatters until it is confirmed on others."
-    ).replace("highest", "highest" if sweep.maximize else "lowest")
+    )
 
 
 def sections(sweep: SweepFacts, drawn: Sequence[str], repeat: Sequence[str]) -> Iterator[str]:
@@ -200,7 +200,7 @@ def changes(sweep: SweepFacts) -> str:
     """Key by key what the winner says and the sweep's defaults do not, with what each is worth where measured."""
     if sweep.winner is None:
         return ""
-    default, best = (described(sweep, words) for words in ([], sweep.winner.user_attrs["overrides"]))
+    default, best = described(sweep, []), described(sweep, sweep.winner.user_attrs["overrides"])
     worth = {one.key: worth_of(one) for one in sweep.contributions}
     keys = [key for key in {**best, **default} if best.get(key) != default.get(key)]
     rows = [

@@ -59,7 +59,7 @@ class Seeds(NamedTuple):
 
 
 def _tpe(seeds: Seeds, options: Options) -> BaseSampler:
-    grouped = {"multivariate": True, "group": True, "constant_liar": True}
+    grouped: Options = {"multivariate": True, "group": True, "constant_liar": True}
     return optuna_samplers.TPESampler(seed=seeds.trial, **grouped | options)
 
 
@@ -73,7 +73,7 @@ def _qmc(seeds: Seeds, options: Options) -> BaseSampler:
         seed=seeds.sweep,
         independent_sampler=optuna_samplers.RandomSampler(seed=seeds.trial),
         warn_independent_sampling=False,
-        **{"scramble": True} | options,
+        **Options(scramble=True) | options,
     )
 
 
@@ -83,7 +83,7 @@ def _cmaes(seeds: Seeds, options: Options) -> BaseSampler:
 
 def _nsgaii(seeds: Seeds, options: Options) -> BaseSampler:
     """Generations of 10: with Optuna's 50 a sweep of usual size would end within the first, which is random."""
-    return optuna_samplers.NSGAIISampler(seed=seeds.trial, **{"population_size": 10} | options)
+    return optuna_samplers.NSGAIISampler(seed=seeds.trial, **Options(population_size=10) | options)
 
 
 _GRID = Kind(lambda seeds, options: GridSampler(seed=seeds.trial, **options), {})
@@ -136,9 +136,9 @@ def _patient(max_epochs: int, options: Options) -> BasePruner:
     return optuna_pruners.PatientPruner(optuna_pruners.MedianPruner(**options), **own)
 
 
-_RUNGS = {"min_resource": int, "reduction_factor": int, "bootstrap_count": int}
-_STEPS = {"n_warmup_steps": int, "interval_steps": int}
-_MEDIAN = {"n_startup_trials": int, "n_min_trials": int} | _STEPS
+_RUNGS: dict[str, type] = {"min_resource": int, "reduction_factor": int, "bootstrap_count": int}
+_STEPS: dict[str, type] = {"n_warmup_steps": int, "interval_steps": int}
+_MEDIAN: dict[str, type] = {"n_startup_trials": int, "n_min_trials": int} | _STEPS
 _PRUNERS = {
     "halving": Kind(_halving, _RUNGS | {"min_early_stopping_rate": int}),
     "hyperband": Kind(_hyperband, _RUNGS),

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import cycle, islice
 from typing import Any
 
@@ -57,7 +58,7 @@ class Space:
 
     def suggest(self, trial: optuna.Trial) -> list[str]:
         """Asks for the parameters that apply; the words that set them."""
-        return self.words(self.filled(lambda parameter: ask(trial, parameter)))
+        return self.words(next(self.configurations(lambda parameter: [ask(trial, parameter)])))
 
     def words(self, params: Mapping[str, Any]) -> list[str]:
         """The words of a configuration, groups first; names that are none of this space's are passed over."""
@@ -65,12 +66,8 @@ class Space:
         chosen.sort(key=lambda one: one.key not in self.groups)
         return [word(one.key, params[one.name]) for one in chosen]
 
-    def filled(self, choose: Callable[[Parameter], Any]) -> dict[str, Any]:
-        """The configuration that `choose` makes, called for each parameter that applies after the choices before it."""
-        return next(self.configurations(lambda parameter: [choose(parameter)]))
-
     def configurations(self, candidates: Callable[[Parameter], Sequence[Any]]) -> Iterator[dict[str, Any]]:
-        """Every combination of the candidates, conditions honoured."""
+        """Every combination of the candidates; they are called for after the choices that a parameter waits for."""
 
         def grow(index: int, by_key: dict[str, Any], params: dict[str, Any]) -> Iterator[dict[str, Any]]:
             if index == len(self.parameters):
@@ -95,16 +92,23 @@ class Space:
     @property
     def size(self) -> int | None:
         """How many configurations there are; None where infinitely many."""
-        counts = {one.name: len(values(one.distribution) or ()) or math.inf for one in self.parameters}
-        deciding, total = self.deciding, 0.0
-        branches = self.configurations(
-            lambda one: (
-                (values(one.distribution) or []) if one.key in deciding else ends(one.distribution)[:1]
-            )
-        )
-        for params in branches:
-            free = (one.name for one in self.parameters if one.name in params and one.key not in deciding)
-            total += math.prod(counts[name] for name in free)
+
+        @cache
+        def count(index: int, chosen: frozenset[tuple[str, str]]) -> float:
+            """From parameter `index` on, after the choices that a later condition names."""
+            if index == len(self.parameters):
+                return 1
+            parameter, later = self.parameters[index], self.parameters[index + 1 :]
+            named = {key for one in later for key, _ in one.when}
+            kept = frozenset(one for one in chosen if one[0] in named)
+            if not parameter.applies(dict(chosen)):
+                return count(index + 1, kept)
+            listed = values(parameter.distribution)
+            if parameter.key not in named or listed is None:
+                return (math.inf if listed is None else len(listed)) * count(index + 1, kept)
+            return sum(count(index + 1, kept | {(parameter.key, text(value))}) for value in listed)
+
+        total = count(0, frozenset())
         return None if math.isinf(total) else int(total)
 
     def samples(self, limit: int = 256) -> list[dict[str, Any]]:
@@ -130,35 +134,14 @@ class Space:
         shown = ends(parameter.distribution)
         if parameter.key not in self.groups | self.deciding:
             return shown[:1]
-        named = {
-            value
-            for one in self.parameters
-            for key, those in one.when
-            if key == parameter.key
-            for value in those
-        }
+        conditions = (condition for one in self.parameters for condition in one.when)
+        named = {value for key, those in conditions if key == parameter.key for value in those}
         inside = [value for value in values(parameter.distribution) or () if text(value) in named]
         return [*shown, *(value for value in inside if value not in shown)]
 
     def combinations(self, limit: int = 256) -> list[list[str]]:
         """The words of `samples`."""
         return [self.words(params) for params in self.samples(limit)]
-
-    def looks(self, parameter: Parameter, structural: frozenset[str]) -> list[Any]:
-        """The values of a structural parameter that make a difference; of another one its first."""
-        if parameter.key not in structural:
-            return ends(parameter.distribution)[:1]
-        listed = values(parameter.distribution) or ends(parameter.distribution)
-        if isinstance(parameter.distribution, CategoricalDistribution):
-            return listed
-        named = {
-            value
-            for one in self.parameters
-            for key, allowed in one.when
-            if key == parameter.key
-            for value in allowed
-        }
-        return [value for value in listed if text(value) in named or value in (listed[0], listed[-1])]
 
     def extremes(self, keys: Sequence[str]) -> list[list[str]]:
         """The words of every combination of the ends of `keys`: each choice of a group, lowest and highest of numbers.

@@ -7,11 +7,12 @@ there, is made anew from it.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
 from functools import partial
@@ -49,22 +50,30 @@ def open_storage(address: str, folder: Path) -> BaseStorage:
 
     A file that is not there is made, with the trials of the folder's trials.jsonl. Raises SearchError.
     """
-    address = str(folder / FILES[address]) if address in FILES else address
-    if "://" not in address:
-        path = Path(address).resolve()
-        openers = {".db": _open_sqlite, ".sqlite": _open_sqlite, ".journal": _open_journal}
-        if path.suffix not in openers:
-            raise SearchError(f"storage {address!r} is unknown: {CHOICES}")
-        return openers[path.suffix](path, folder)
+    opener: Callable[[Path, Path], BaseStorage] | None
+    if "://" in address:
+        url = _parse(address)
+        if url.get_backend_name() != "sqlite":
+            return _open_server(url)
+        path, opener = Path(url.database or ":memory:"), _open_sqlite
+    else:
+        path = folder / FILES[address] if address in FILES else Path(address)
+        opener = {".db": _open_sqlite, ".sqlite": _open_sqlite, ".journal": _open_journal}.get(path.suffix)
+    if opener is None or path.name == ":memory:":
+        raise SearchError(f"storage {address!r} is no file that workers could share: {CHOICES}")
     try:
-        url = sqlalchemy.make_url(address)
-    except (sqlalchemy.exc.ArgumentError, ValueError):  # not shown, since it may hold a password
-        raise SearchError(f"storage {address.partition(':')[0]}://… is no database address: {CHOICES}") from None
-    if url.get_backend_name() != "sqlite":
-        return _open_server(url)
-    if url.database in (None, "", ":memory:"):
-        raise SearchError(f"storage {address!r} names no file, which the workers could share: {CHOICES}")
-    return _open_sqlite(Path(str(url.database)).resolve(), folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return opener(path.resolve(), folder)
+    except OSError as error:
+        raise SearchError(f"storage {path} cannot be used: {error}; {CHOICES}") from error
+
+
+def _parse(address: str) -> sqlalchemy.URL:
+    try:
+        return sqlalchemy.make_url(address)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        shown = address.partition(":")[0]  # there may be a password in the rest
+        raise SearchError(f"storage {shown}://… is no database address: {CHOICES}") from None
 
 
 # SQLite: one file, on a local disk
@@ -72,7 +81,6 @@ def open_storage(address: str, folder: Path) -> BaseStorage:
 
 def _open_sqlite(path: Path, folder: Path) -> RDBStorage:
     refuse_network(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{path}.lock", timeout=2 * LOCK_SECONDS):
             if path.exists() and (fault := _fault(path)):
@@ -124,7 +132,7 @@ def _fault(path: Path) -> str:
         if "locked" not in str(error):
             raise SearchError(f"{path} cannot be used: {error}; {CHOICES}") from error
         raise SearchError(
-            f"{path} has been locked for {LOCK_SECONDS:g} s{_by(_users(path, 'WRITE'))}: end that, or {CHOICES}"
+            f"{path} has been locked for {LOCK_SECONDS:g} s{_users(path, 'WRITE')}: end that, or {CHOICES}"
         ) from error
     except sqlite3.DatabaseError as error:
         return f"is damaged ({error})"
@@ -142,9 +150,7 @@ def _set_aside(path: Path, folder: Path, fault: str) -> None:
             "or delete it to start over"
         )
     if users := _users(path, ""):
-        raise SearchError(
-            f"{path} {fault} and still used{_by(users)}: end that, and the same command mends it"
-        )
+        raise SearchError(f"{path} {fault} and still used{users}: end that, and the same command mends it")
     aside = f"{path.name}.damaged-{datetime.now():%Y%m%d-%H%M%S}"
     for file in (path, *_companions(path)):
         file.rename(path.with_name(aside + file.name.removeprefix(path.name)))
@@ -156,26 +162,19 @@ def _companions(path: Path) -> list[Path]:
     return [file for ending in ("-wal", "-shm") if (file := path.with_name(path.name + ending)).exists()]
 
 
-def _users(path: Path, mode: str) -> list[str]:
-    """Process numbers that hold locks of this mode (`READ`, `WRITE`, or any) on an SQLite file, as Linux knows them."""
+def _users(path: Path, mode: str) -> str:
+    """` by process 12, 34`: who holds locks of this mode (`WRITE`, or any) on an SQLite file, where Linux knows it."""
     locks = Path("/proc/locks")
     inodes = {str(file.stat().st_ino) for file in (path, *_companions(path))}
     rows = [line.split() for line in locks.read_text().splitlines()] if locks.exists() else []
-    held = [row for row in rows if mode in row[3] and row[5].rpartition(":")[2] in inodes]
-    return sorted({row[4] for row in held})
-
-
-def _by(processes: list[str]) -> str:
-    return f" by process {', '.join(processes)}" if processes else ""
+    held = {row[4] for row in rows if mode in row[3] and row[5].rpartition(":")[2] in inodes}
+    return f" by process {', '.join(sorted(held))}" if held else ""
 
 
 def refuse_network(path: Path, mounts: str | None = None) -> None:
-    """Raises SearchError if `path` lies on a network file system, where SQLite's locks do not hold.
-
-    `mounts` is the text of /proc/mounts.
-    """
+    """Raises SearchError if `path` lies on a network file system by the text of /proc/mounts, or by this machine's."""
+    table = Path("/proc/mounts")
     if mounts is None:
-        table = Path("/proc/mounts")
         mounts = table.read_text() if table.exists() else ""
     kind = file_system(path, mounts)
     if NETWORK.fullmatch(kind):
@@ -220,7 +219,6 @@ class _MendingLock(JournalFileOpenLock):
 
 
 def _open_journal(path: Path, folder: Path) -> JournalStorage:
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = _MendingLock(path)
     with lock:
         if path.exists():
@@ -234,13 +232,13 @@ def _open_journal(path: Path, folder: Path) -> JournalStorage:
 def _cut_half_line(path: Path) -> None:
     """Nobody has read it, since readers take whole lines."""
     with path.open("r+b") as file:
-        size = file.seek(0, 2)
-        if size == 0 or (file.seek(size - 1), file.read(1))[1] == b"\n":
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        if file.read() in (b"", b"\n"):
             return
         file.seek(0)
-        whole = file.read().rfind(b"\n") + 1
-        file.seek(whole)
-        _keep_damaged(path, [file.read()])
+        text = file.read()
+        whole = text.rfind(b"\n") + 1
+        _keep_damaged(path, [text[whole:]])
         file.truncate(whole)
 
 
@@ -308,7 +306,7 @@ def _connect_database(url: sqlalchemy.URL, engine: dict[str, Any]) -> RDBStorage
             "pip install 'fer_lab[postgresql]' for PostgreSQL, pymysql and mysql+pymysql:// for MySQL"
         ) from error
     except sqlalchemy.exc.DBAPIError as error:
-        reason = str(error.orig).strip().splitlines()[-1]
+        reason = " ".join(str(error.orig).split())[:300]
         raise SearchError(
             f"storage {shown} cannot be used: {reason}; check the address, and that the database exists "
             "(`createdb NAME`) and lets this user make tables"
@@ -348,13 +346,14 @@ def rebuild(storage: BaseStorage, folder: Path) -> int:
     Trials keep their numbers; one that was never told leaves a lost trial in its place.
     """
     recorded = _recorded(folder)
+    lost = create_trial(state=TrialState.FAIL, user_attrs={"state": "lost", "error": f"not in {TRIALS}"})
     for name, lines in recorded.items():
         newest = max(lines.values(), key=lambda line: line["completed"] or "")
         study = create_study(study_name=name, storage=storage, directions=newest["directions"])
         for key, value in newest["study_attrs"].items():
             study.set_user_attr(key, value)
         for number in range(max(lines) + 1):
-            study.add_trial(_trial(lines[number]) if number in lines else _lost_trial())
+            study.add_trial(_trial(lines[number]) if number in lines else lost)
     return sum(map(len, recorded.values()))
 
 
@@ -399,7 +398,3 @@ def _trial(line: dict[str, Any]) -> FrozenTrial:
     trial.datetime_start = line["started"] and datetime.fromisoformat(line["started"])
     trial.datetime_complete = line["completed"] and datetime.fromisoformat(line["completed"])
     return trial
-
-
-def _lost_trial() -> FrozenTrial:
-    return create_trial(state=TrialState.FAIL, user_attrs={"state": "lost", "error": f"not in {TRIALS}"})

@@ -40,7 +40,7 @@ def summary(sweep: Sweep, studies: Mapping[str, Study]) -> str:
             parts.append(f"{job} {others['complete']}/{others.total()}")
     best = best_so_far(trials_of(trials), sweep.directions[0])
     if best is not None:
-        parts.append(f"best {best.value:.4f} (trial {best.number})")
+        parts.append(f"best {best.values[0]:.4f} (trial {best.number})")
     left = seconds_left(sweep, studies)
     return " · ".join([*parts, f"about {timedelta(seconds=round(left))} left"] if left else parts)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FEWEST = 8
 """Scored trials below which nothing is said of importance."""
+GOOD = 5
 
 
 @dataclass(frozen=True)
@@ -169,14 +170,14 @@ def importance(search: Search) -> dict[str, float]:
     """PED-ANOVA's share of each parameter (sum 1), largest first; empty where there are too few trials.
 
     Pruned trials take part with the score that they reached: without them the bad half of the space would be
-    missing. At least five trials count as good ones, as Optuna advises.
+    missing. At least GOOD trials count as good ones, as Optuna advises.
     """
     import warnings
 
     import optuna
 
     scored = search.scored
-    if len(scored) < FEWEST or not search.keys:
+    if len(scored) < FEWEST or len(search.complete) < GOOD or not search.keys:
         return {}
     copy = optuna.create_study(directions=search.study.directions)
     for trial in scored:
@@ -184,9 +185,9 @@ def importance(search: Search) -> dict[str, float]:
         copy.add_trial(
             optuna.create_trial(params=trial.params, distributions=trial.distributions, values=values)
         )
-    quantile = min(0.5, max(0.1, 5 / len(scored)))
+    quantile = min(0.5, max(0.1, GOOD / len(scored)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        warnings.simplefilter("ignore")  # that it is experimental, and that some condition was rare
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=quantile)
         found = optuna.importance.get_param_importances(copy, evaluator=evaluator)
     return {name: share for name, share in found.items() if math.isfinite(share)}

@@ -24,6 +24,7 @@ from fer_lab.search import ledger
 from fer_lab.search.limits import enough
 from fer_lab.search.preflight import duration
 from fer_lab.search.samplers import make_sampler
+from fer_lab.search.crew import is_controlled, present
 from fer_lab.search.stages import advance, is_over
 from fer_lab.search.stores import record_trial
 from fer_lab.search.sweep import JOBS, Sweep
@@ -46,13 +47,18 @@ class Worker:
         self.reaped = 0.0
 
     def __call__(self, _: DictConfig | None = None) -> None:
-        self.watch = ledger.Watch(self.sweep.options.heartbeat)
-        self.studies = self.sweep.studies()
-        self.in_training = False
-        with self.signals(), self.timer():
+        self.open()
+        with present(self.sweep.folder), self.signals(), self.timer():
             while not self.leaving and self.step():
                 pass
         self.sweep.host.settle()
+
+    def open(self) -> Worker:
+        """Here and not before, since a launcher sends workers to other machines."""
+        self.watch = ledger.Watch(self.sweep.options.heartbeat)
+        self.studies = self.sweep.studies()
+        self.in_training = False
+        return self
 
     def step(self) -> bool:
         """One job, or a short rest; False when there will be no more."""
@@ -60,12 +66,18 @@ class Worker:
         for job in JOBS:
             if self.may_take(job) and self.work(job):
                 return True
-        if is_over(self.studies):
+        if is_over(self.studies) or not self.is_wanted():
             return False
         with suppress(Timeout), FileLock(self.sweep.folder / ".advance.lock", timeout=0):
             advance(self.sweep, self.studies)
         time.sleep(IDLE_SECONDS)
         return True
+
+    def is_wanted(self) -> bool:
+        """A sweep that is not open yet waits for its controller; without one nobody would ever open it."""
+        if self.studies["trials"].user_attrs.get("open"):
+            return True
+        return is_controlled(self.sweep.folder)
 
     def may_take(self, job: str) -> bool:
         stopped = self.studies["trials"].user_attrs.get("stop")
@@ -90,7 +102,7 @@ class Worker:
         trial_id = ledger.take(study, self.sweep.storage, total)
         if trial_id is None:
             return False
-        self.own(trial_id)
+        self.sweep.storage.set_trial_user_attr(trial_id, "worker", ledger.worker_facts())
         frozen = self.sweep.storage.get_trial(trial_id)
         if ledger.is_surplus(study, frozen, total or 1 << 60):
             ledger.close(study, frozen.number, "surplus")
@@ -102,10 +114,6 @@ class Worker:
         with beating(trial, self.sweep.options.heartbeat):
             Attempt(self, job, trial).run()
         return True
-
-    def own(self, trial_id: int) -> None:
-        me = {"place": ledger.place(), "pid": os.getpid(), "started": ledger.started(os.getpid())}
-        self.sweep.storage.set_trial_user_attr(trial_id, "worker", me)
 
     @contextmanager
     def signals(self) -> Iterator[None]:
@@ -326,7 +334,7 @@ class Attempt:
             return True
         sign = 1 if self.sweep.directions[0] == "maximize" else -1
         done = [trial for trial in ledger.ended(self.study) if trial.state == TrialState.COMPLETE]
-        better = sum(sign * (trial.value or 0.0) > sign * score for trial in done)
+        better = sum(sign * trial.values[0] > sign * score for trial in done)
         return better < self.sweep.options.keep
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import threading
 from contextlib import suppress
@@ -91,7 +90,14 @@ class Background(threading.Thread):
             )  # fmt: skip
         self.reachable = False
 
+    def follow(self, record: RunRecord, uri: str, experiment: str) -> Followed:
+        """Takes a started run into its care."""
+        followed = Followed(record, uri, experiment)
+        self.followed.append(followed)
+        return followed
+
     def settle(self) -> None:
+        """Waits until all is sent, as long as that gets on, and says what was left. The thread ends."""
         self._settling.set()
         sent = -1
         with suppress(KeyboardInterrupt):
@@ -104,26 +110,3 @@ class Background(threading.Thread):
                 "the records of %d runs are kept in %s; send them with `python -m fer_lab.sync runs=%s`",
                 len(self.followed), folder, folder,
             )  # fmt: skip
-
-
-_background: Background | None = None
-
-
-def follow(record: RunRecord, uri: str, experiment: str) -> Followed:
-    """Leaves a started run to the background."""
-    global _background
-    if _background is None or not _background.is_alive():
-        _background = Background()
-        _background.start()
-        atexit.register(settle)
-    followed = Followed(record, uri, experiment)
-    _background.followed.append(followed)
-    return followed
-
-
-def settle() -> None:
-    """Waits until every run left to the background is sent, as long as that gets on; says what was left."""
-    global _background
-    background, _background = _background, None
-    if background is not None:
-        background.settle()

@@ -6,17 +6,19 @@ training that reaches the same store, or by `python -m fer_lab.sync`.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
 from fer_lab.tracking.address import redacted, tracking_uri
-from fer_lab.tracking.background import Followed, follow
+from fer_lab.tracking.background import Background, Followed
 from fer_lab.tracking.record import RunRecord, reconcile, run_folders
 from fer_lab.tracking.store import FORWARD_LOCK, Refused, Sender, first_line, owes
 
@@ -40,10 +42,10 @@ def tracked(
 
     An exception ends it as failed, Ctrl-C and SystemExit as killed, anything else as finished, unless
     `record.close("diverged" or "pruned", reason)` said otherwise before. With `linger` the end does not wait for the
-    store: fer_lab.tracking.background.settle() does, for all such runs of the process.
+    store: `settle` does, for all such runs of the process.
     """
     record.start(redacted(uri), experiment)
-    forwarder = follow(record, uri, experiment) if linger else Forwarder(record, uri, experiment)
+    forwarder = background().follow(record, uri, experiment) if linger else Forwarder(record, uri, experiment)
     try:
         yield forwarder
     except BaseException as error:
@@ -55,6 +57,22 @@ def tracked(
         record.close("finished")
     finally:
         forwarder.close()
+
+
+@cache
+def background() -> Background:
+    """The one thread for all runs that linger."""
+    thread = Background()
+    thread.start()
+    atexit.register(settle)
+    return thread
+
+
+def settle() -> None:
+    """Waits until the runs that linger are sent, as long as that gets on, and says what was left."""
+    if background.cache_info().currsize:
+        background().settle()
+        background.cache_clear()
 
 
 class Forwarder(threading.Thread):

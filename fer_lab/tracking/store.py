@@ -12,7 +12,6 @@ import posixpath
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,7 +47,9 @@ RUN_NAME, PARENT = "mlflow.runName", "fer.parent"
 """Tags of a record that say how MLflow shows the run, and which record's run it is nested in."""
 PARENT_SECONDS = 10
 """How long to wait for a process that holds a parent's record but has not yet made its run."""
-NUMBERS = ("params", "tags", "metrics")
+TOGETHER = (("params", "tags", "metrics"), ("dataset",))
+ALONE = ("artifact", "state")
+"""Kinds of events that share a call, and that have their own."""
 REFUSALS = (
     "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "BAD_REQUEST",
 )  # fmt: skip
@@ -160,9 +161,11 @@ class Sender:
             if self._doubtful:
                 self._send_late_files()
             events = list(read_events(self.folder, self.offset))
-            for group in _groups(events):
-                self._send_group([event for event, _ in group])
-                self._note(group[-1][1])
+            for group, offset in _calls(events, self.offset):
+                self._send_group(group)
+                self._note(offset)
+            if events:
+                self._note(events[-1][1])
             self._doubtful = False
         except BaseException:
             self._doubtful, self._connection = True, None
@@ -257,7 +260,7 @@ class Sender:
             case "artifact":
                 self._send_artifact(events[0])
             case "dataset":
-                self._send_dataset(events[0])
+                self._send_datasets(events)
             case "state":
                 self._send_state(events[0])
 
@@ -288,8 +291,8 @@ class Sender:
         if not (folder / SPOOL).exists():
             log.warning("run %s belongs to %s, which is not there: it will stand alone", self.folder, name)
             return ""
-        if known := forwarded(folder).get(redacted(self.uri), {}).get("run_id"):
-            return str(known)
+        if known := mlflow_run_id(folder, self.uri):
+            return known
         with FileLock(folder / FORWARD_LOCK, timeout=PARENT_SECONDS, thread_local=False):
             parent = Sender(folder, self.uri, RunRecord(folder).experiment or self.experiment)
             parent.open()
@@ -313,37 +316,46 @@ class Sender:
             else:
                 self._client.log_artifact(self.run_id, str(path), event["folder"] or None)
 
-    def _send_dataset(self, event: Event) -> None:
+    def _send_datasets(self, events: list[Event]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        dataset = Dataset(
-            name=event["name"],
-            digest=event["digest"][:36],  # MLflow's limit; the whole one is in the profile
-            source_type="local",
-            source=json.dumps({"path": event["source"]}),
-            profile=json.dumps({"faces": event["counts"], "digest": event["digest"]}),
-        )
-        tag = InputTag("mlflow.data.context", event["context"])
-        self._client.log_inputs(self.run_id, [DatasetInput(dataset, [tag])])
+        def made(event: Event) -> Dataset:
+            return Dataset(
+                name=event["name"],
+                digest=event["digest"][:36],  # MLflow's limit; the whole one is in the profile
+                source_type="local",
+                source=json.dumps({"path": event["source"]}),
+                profile=json.dumps({"faces": event["counts"], "digest": event["digest"]}),
+            )
+
+        usage = "mlflow.data.context"
+        inputs = [DatasetInput(made(event), [InputTag(usage, event["context"])]) for event in events]
+        self._client.log_inputs(self.run_id, inputs)
 
     def _send_state(self, event: Event) -> None:
-        self._client.set_tag(self.run_id, "fer.state", event["state"])
-        if event.get("reason"):
-            self._client.set_tag(self.run_id, "fer.reason", event["reason"][:8000])
+        from mlflow.entities import RunTag
+
+        tags = {"fer.state": event["state"], "fer.reason": event.get("reason", "")[:8000]}
+        self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in tags.items() if value])
         if event["state"] == "running":
             self._client.update_run(self.run_id, status="RUNNING")
         else:
             self._client.set_terminated(self.run_id, STATUS[event["state"]], end_time=event["time"])
 
 
-def _groups(events: list[tuple[Event, int]]) -> Iterator[list[tuple[Event, int]]]:
-    """Numbers together, up to 200 events; everything else alone. Of a file that comes several times, the last."""
-    last = {event["path"]: end for event, end in events if event["event"] == "artifact"}
-    wanted = [pair for pair in events if last.get(pair[0].get("path"), pair[1]) == pair[1]]
-    for together, members in groupby(wanted, key=lambda pair: pair[0]["event"] in NUMBERS):
-        group = list(members)
-        size = 200 if together else 1
-        yield from (group[start : start + size] for start in range(0, len(group), size))
+def _calls(events: Sequence[tuple[Event, int]], start: int) -> Iterator[tuple[list[Event], int]]:
+    """The events that go out in one call each, with the offset up to which the record is sent after it.
+
+    Numbers go first, as many as fit, and the state last; of a file or a state that comes several times only the last.
+    """
+    newest = {(event["event"], event.get("path")): event for event, _ in events}.values()
+    together = [[event for event, _ in events if event["event"] in kinds] for kinds in TOGETHER]
+    alone = [[event] for kind in ALONE for event in newest if event["event"] == kind]
+    calls = [part[row : row + 200] for part in together for row in range(0, len(part), 200)] + alone
+    begins = dict(zip((id(event) for event, _ in events), (start, *(end for _, end in events)), strict=False))
+    for done, call in enumerate(calls, 1):
+        unsent = [begins[id(event)] for later in calls[done:] for event in later]
+        yield call, min(unsent, default=events[-1][1])
 
 
 def _key(name: str) -> str:
@@ -381,6 +393,11 @@ def owes(folder: Path, uri: str) -> bool:
     spool = folder / SPOOL
     size = spool.stat().st_size if spool.exists() else 0
     return bool(entry.get("late")) or entry.get("offset", 0) != size
+
+
+def mlflow_run_id(folder: Path, uri: str) -> str:
+    """The run that a folder has in a store; empty while nothing of it was sent."""
+    return str(forwarded(folder).get(redacted(uri), {}).get("run_id", ""))
 
 
 def forwarded(folder: Path) -> dict[str, dict[str, Any]]:

@@ -34,7 +34,7 @@ class Place:
         self.folder = self.runs / "toy"
 
     def line(self, *words: str, space: tuple[str, ...] = SPACE) -> list[str]:
-        return [sys.executable, "-m", "fer_lab.sweep", "-m", *space, f"runs_dir={self.runs}", *words]
+        return [sys.executable, "-m", "fer_lab.sweep", "-m", *words, *space, f"runs_dir={self.runs}"]
 
     def command(self, command: str, *words: str) -> subprocess.CompletedProcess[str]:
         """status, stop, …"""

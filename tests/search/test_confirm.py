@@ -171,3 +171,5 @@ def test_a_contribution_is_the_mean_difference_of_runs_with_the_same_seed(maximi
     assert [(one.key, one.seeds) for one in found] == [("b", 2), ("a", 3)]
     assert (found[1].mean, found[1].low, found[1].high) == pytest.approx(interval(lost["a"]))
     assert contributions(jobs_done(jobs, scores), whole, 9, maximize) == []
+    (without_third,) = {one.seeds for one in contributions(jobs_done(jobs, scores), whole[:2], 0, maximize)}
+    assert without_third == 2

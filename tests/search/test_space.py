@@ -276,6 +276,7 @@ def test_beyond_the_limit_every_pair_is_shown():
     when = {f"k{index}=a": {f"n{index}": "range(2)"} for index in range(7)}
     ours = small(params, when={**when, "k0=b k1=b k2=b": {"deep": "1,2"}})
     found = ours.samples(limit=50)
+    assert ours.size == (5**3 + 1) * 5**4  # each key counts five ways, and b b b of the first three twice
     assert len(found) < 120  # of 4 ** 7
     for one, other in itertools.combinations(params, 2):
         assert {(params[one], params[other]) for params in found} == set(itertools.product("abcd", repeat=2))
@@ -299,10 +300,10 @@ def test_extremes_step_through_the_ends_of_what_is_swept():
     assert space(USERS).extremes(["model"]) == [
         [
             "optimizer=sgd",
-            "data.batch_size=32",
-            "model.dropout=0.0",
             "optimizer.lr=0.001",
             "optimizer.momentum=0.5",
+            "data.batch_size=32",
+            "model.dropout=0.0",
         ]
     ]
 

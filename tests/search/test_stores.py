@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import optuna
@@ -36,7 +37,7 @@ WORKER = (
 while not (folder / "go").exists():
     time.sleep(0.01)
 study = optuna.create_study(study_name="quick", storage=open_storage(address, folder), load_if_exists=True)
-for _ in range(10):
+for _ in range(5):
     trial = study.ask()
     x = trial.suggest_float("x", 0, 1)
     for epoch in range(1, 4):
@@ -86,11 +87,11 @@ def work_together(address, folder, workers):
         assert process.returncode == 0, errors
         assert "locked" not in errors
     trials = optuna.load_study(study_name="quick", storage=open_storage(address, folder)).trials
-    assert [trial.number for trial in trials] == list(range(10 * workers))
+    assert [trial.number for trial in trials] == list(range(5 * workers))
     assert {trial.state for trial in trials} == {TrialState.COMPLETE}
     assert all(trial.intermediate_values == dict.fromkeys((1, 2, 3), trial.params["x"]) for trial in trials)
     lines = (folder / "trials.jsonl").read_text().splitlines()
-    assert len(lines) == 10 * workers
+    assert len(lines) == 5 * workers
     return trials
 
 
@@ -120,10 +121,11 @@ def test_an_address_names_a_file(address, kind, file, tmp_path):
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("sqlight", "storage 'sqlight' is unknown: write hydra.sweeper.storage=sqlite, journal"),
+        ("sqlight", "storage 'sqlight' is no file .*: write hydra.sweeper.storage=sqlite, journal"),
         ("study.txt", "postgresql://USER:PASSWORD@HOST/DATABASE"),
-        ("sqlite://", "names no file"),
-        ("sqlite:///:memory:", "names no file"),
+        ("sqlite://", "is no file that workers could share"),
+        ("sqlite:///:memory:", "is no file that workers could share"),
+        (f"{__file__}/study.db", "study.db cannot be used: .*File exists"),
         ("postgresql://me:secret@host:port/x", "postgresql://… is no database address"),
         ("oracular://host/name", "no such kind of database"),
         ("mysql://me:secret@localhost/x", r"mysql://me:\*\*\*@localhost/x needs a driver .* pymysql"),
@@ -245,7 +247,8 @@ time.sleep(60)
     open_storage("sqlite", tmp_path)
 
 
-def test_kill_9_in_the_middle_of_writing_loses_nothing_that_was_told(tmp_path):
+def test_kill_9_in_the_middle_of_writing_loses_nothing_that_was_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "STALE_SECONDS", 3)
     script = (
         SETUP
         + """
@@ -453,7 +456,7 @@ class Server:
             "--log",
             f"{folder}/log",
             "-o",
-            f"-c listen_addresses= -c unix_socket_directories={folder}",
+            f"-c listen_addresses= -c fsync=off -c unix_socket_directories={folder}",
         )
         self.address = f"postgresql://sweep:secret@/postgres?host={folder}"
 
@@ -471,8 +474,6 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    import tempfile
-
     with tempfile.TemporaryDirectory(prefix="fer-pg-", dir="/tmp") as folder:  # a socket's path is short
         Path(folder).chmod(0o755)
         server = Server(Path(folder) / "server")
@@ -485,3 +486,52 @@ def server(tmp_path_factory):
 @needs_postgresql
 def test_four_processes_share_a_fresh_postgresql(server, tmp_path):
     work_together(server.address, tmp_path, workers=4)
+
+
+@needs_postgresql
+def test_a_worker_killed_on_postgresql_stops_nobody(server, tmp_path):
+    script = (
+        SETUP
+        + """
+study = optuna.create_study(study_name="killed", storage=open_storage(address, folder), load_if_exists=True)
+print("ready", flush=True)
+while True:
+    trial = study.ask()
+    study.tell(trial, trial.suggest_float("x", 0, 1))
+"""
+    )
+    killed = spawn(script, server.address, tmp_path)
+    ready(killed)
+    study = optuna.load_study(study_name="killed", storage=open_storage(server.address, tmp_path))
+    numbers = []
+    for count in range(20):
+        if count == 5:
+            killed.kill()
+            killed.wait()
+        trial = study.ask()
+        study.tell(trial, trial.suggest_float("x", 0, 1))
+        numbers.append(trial.number)
+    trials = study.trials
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    assert {trials[number].state for number in numbers} == {TrialState.COMPLETE}
+    assert sum(trial.state == TrialState.RUNNING for trial in trials) <= 1
+
+
+@needs_postgresql
+def test_work_goes_on_after_postgresql_was_restarted(server, tmp_path):
+    study = optuna.create_study(study_name="restarted", storage=open_storage(server.address, tmp_path))
+    trial = study.ask()
+    trial.report(0.5, 1)
+    server.restart()
+    trial.report(0.6, 2)
+    study.tell(trial, 0.6)
+    assert study.trials[0].intermediate_values == {1: 0.5, 2: 0.6}
+
+
+@needs_postgresql
+def test_postgresqls_own_refusals_are_passed_on_in_words(server, tmp_path):
+    with pytest.raises(
+        SearchError, match=r'cannot be used: .*"nowhere" does not exist; .*createdb NAME'
+    ) as refused:
+        open_storage(server.address.replace("/postgres?", "/nowhere?"), tmp_path)
+    assert "secret" not in str(refused.value)

@@ -86,7 +86,7 @@ class ToyHost:
             if job.report(epoch, score(config, epoch)) and epoch < epochs:
                 state, epochs = "pruned", epoch
                 break
-        value = float("nan") if config.name == "nan" else score(config, epochs)
+        value = float("nan") if config.name == "no_number" else score(config, epochs)
         metrics = {"val/accuracy": value, "cost/parameters": float(config.data.batch_size)}
         return Outcome(value, state, run, epochs, 0.0, metrics)
 

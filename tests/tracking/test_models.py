@@ -82,5 +82,6 @@ def test_a_store_that_cannot_is_named(uri, tmp_path):
         TrackingError, match=r"run ffff is not registered as models:/quick@champion in sqlite.*ffff"
     ):
         register_champion(uri, "ffff", Net(), FACES, "quick", REQUIREMENTS)
-    with pytest.raises(TrackingError, match=r"me:\*\*\*@127\.0\.0\.1:9"):
+    with pytest.raises(TrackingError, match=r"me:\*\*\*@127\.0\.0\.1:9") as caught:
         register_champion("http://me:secret@127.0.0.1:9", "ffff", Net(), FACES, "quick", REQUIREMENTS)
+    assert "secret" not in str(caught.value)

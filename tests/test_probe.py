@@ -1,0 +1,48 @@
+"""What a few steps of a configuration tell about the whole."""
+
+from __future__ import annotations
+
+import pytest
+
+from fer_lab.learning.module import LearningError
+from fer_lab.probe import limited, probe
+from tests.test_trial import config
+
+
+def test_a_probe_foretells_an_epoch_and_leaves_no_run(tmp_path):
+    words = ("data.source.train=560", "data.source.validation=280")
+    told = probe(config(tmp_path, *words))
+    assert told["parameters"] == 308_199
+    assert told["epochs"] == 3
+    assert told["once_seconds"] == 0
+    assert "val/accuracy" in told["logged"]
+    assert told["memory_bytes"] > 100e6  # torch alone takes more
+    assert not (tmp_path / "runs").exists()
+
+
+def test_more_batches_take_longer(tmp_path):
+    short, long = (probe(config(tmp_path, f"data.source.train={count}")) for count in (28, 2800))
+    assert long["seconds_per_epoch"] > 5 * short["seconds_per_epoch"]
+
+
+def test_a_frozen_backbone_is_not_looked_through_before_its_time(tmp_path):
+    words = ("model=vgg16", "model.weights=null", "data.source.train=700")
+    told = probe(config(tmp_path, *words))
+    assert told["once_seconds"] > 10 * told["seconds_per_epoch"]
+    assert not (tmp_path / "cache/features").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("monitor=val/acc", "monitor=val/acc is not logged; choices: train/loss"),
+        ("optimizer.lr=-1", "optimizer or scheduler: lr=-1"),
+    ],
+)
+def test_what_cannot_be_trained_cannot_be_probed(tmp_path, word, message):
+    with pytest.raises(LearningError, match=message):
+        probe(config(tmp_path, word))
+
+
+def test_an_epoch_is_cut_as_lightning_cuts_it():
+    assert [limited(10, limit) for limit in (None, 3, 20, 1.0, 0.25, 0)] == [10, 3, 10, 10, 2, 0]
