@@ -96,7 +96,9 @@ def load_data(cfg: DictConfig) -> Loaded:
     """The files are looked at once in a process: trials of a sweep share what they found."""
     names = ("data.source", "data.size", "data.channels", "data.bad", "data.limit", "split")
     sections = [OmegaConf.select(cfg, name) for name in names]
-    sections = [OmegaConf.to_container(one, resolve=True) if OmegaConf.is_config(one) else one for one in sections]
+    sections = [
+        OmegaConf.to_container(one, resolve=True) if OmegaConf.is_config(one) else one for one in sections
+    ]
     key = json.dumps([*sections, str(cfg.cache_dir)])
     if key not in _loaded:
         _loaded[key] = load_data_anew(cfg)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fer_lab.learning.module import FerModule
 
 REQUIREMENTS = ("torch", "numpy")
+SHOWN = ("accuracy", "balanced_accuracy", "f1_macro")
 
 
 def crown(config: DictConfig, name: str) -> dict[str, Any]:
@@ -47,11 +48,16 @@ def crown(config: DictConfig, name: str) -> dict[str, Any]:
     except TrackingError as error:
         print(error)
         registered = ""
-    return {"run": folder.name, "registered": registered, **scores(folder)}
+    return {
+        "run": folder.name,
+        "registered": f"models:/{name}@champion" if registered else "",
+        **scores(folder),
+    }
 
 
 def predictor(module: FerModule, data: FaceData, views: str) -> nn.Module:
     """Pixels (B, C, H, W) uint8 of the data's size to probabilities (B, K), test-time views and all, on the CPU."""
+    import torch
     from torch import Tensor, nn
 
     class Predictor(nn.Module):
@@ -61,18 +67,18 @@ def predictor(module: FerModule, data: FaceData, views: str) -> nn.Module:
 
         def forward(self, images: Tensor) -> Tensor:
             shown = data.augment.test_views(images, views)  # (V, B, C, H, W)
-            logits = [self.net(self.preprocess(view)) for view in shown]
-            return sum(module.task.probabilities(one) for one in logits) / len(logits)
+            found = [module.task.probabilities(self.net(self.preprocess(view))) for view in shown]
+            return torch.stack(found).mean(0)
 
     return Predictor().eval()
 
 
 def scores(folder: Path) -> dict[str, float]:
     """What judging the run wrote down."""
-    found = {}
+    found: dict[str, float] = {}
     for usage in ("validation", "test"):
         path = folder / "figures" / f"{usage}.json"
         if path.exists():
             known = json.loads(path.read_text())["scores"]
-            found |= {f"{usage}/{metric}": value for metric, value in known.items()}
+            found |= {f"{usage}/{metric}": known[metric] for metric in SHOWN}
     return found

@@ -1,7 +1,7 @@
 """python -m fer_lab.sweep -m [sweeps=NAME] [key=choice(…)|interval(…)|value]: search a space of training runs.
 
-    status|stop|join|report [NAME]   look at a sweep, end it, add a worker, write its report again (NAME: the latest)
-    rerun N [NAME] [--check]         train trial N again; --check: only its first epoch, compared with the record
+status|stop|join|report [NAME]   look at a sweep, end it, add a worker, write its report again (NAME: the latest)
+rerun N [NAME] [--check]         train trial N again; --check: only its first epoch, compared with the record
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fer_lab.cli import ROOT, UsageError, leave, main, near
+from fer_lab.cli import ROOT, leave, main, near
 
 if TYPE_CHECKING:
     from fer_lab.search.host import Job, Parent
@@ -65,6 +65,11 @@ class Host:
 
         return crown(config, sweep_name)
 
+    def check(self, config: DictConfig, run: str) -> bool:
+        from fer_lab.repeat import repeat_first_epoch
+
+        return repeat_first_epoch(config, run)
+
     @contextmanager
     def parent(self, sweep: Sweep) -> Iterator[Parent]:
         from fer_lab.tracking.address import tracking_uri
@@ -74,11 +79,14 @@ class Host:
 
         config = sweep.config
         reconcile(config.runs_dir)
-        with open_run(config.runs_dir, sweep.name) as record:
-            with tracked(record, tracking_uri(config.tracking.uri), config.tracking.experiment):
-                log_environment(record, ROOT)
-                record.tags({"fer.kind": "sweep", "fer.sweep": sweep.name})
-                yield record
+        uri = tracking_uri(config.tracking.uri)
+        with (
+            open_run(config.runs_dir, sweep.name) as record,
+            tracked(record, uri, config.tracking.experiment),
+        ):
+            log_environment(record, ROOT)
+            record.tags({"fer.kind": "sweep", "fer.sweep": sweep.name})
+            yield record
 
     def settle(self) -> None:
         from fer_lab.tracking.forward import settle
@@ -118,7 +126,13 @@ def command_line(words: list[str]) -> list[str]:
         more = ["hydra.sweeper.now=true"]
     contract = OmegaConf.load(contract_of(names[0] if names else None, settings))
     role = {"join": "worker"}.get(role, role)
-    return [*contract.command, f"hydra.sweeper.name={contract.name}", f"hydra.sweeper.role={role}", *more, *settings]
+    return [
+        *contract.command,
+        f"hydra.sweeper.name={contract.name}",
+        f"hydra.sweeper.role={role}",
+        *more,
+        *settings,
+    ]
 
 
 def contract_of(name: str | None, settings: list[str]) -> Path:
@@ -133,7 +147,10 @@ def contract_of(name: str | None, settings: list[str]) -> Path:
         leave(f"no sweep in {runs} yet; `python -m fer_lab.sweep -m` makes one", 2)
     if not matches or (name is not None and len(matches) > 1):
         names = [path.parent.name for path in matches or found]
-        leave(f"{name}: {len(matches)} sweeps of that name in {runs}{near(str(name), names)}; there are {', '.join(names[-8:])}", 2)
+        leave(
+            f"{name}: {len(matches)} sweeps of that name in {runs}{near(str(name), names)}; there are {', '.join(names[-8:])}",
+            2,
+        )
     return matches[-1]
 
 

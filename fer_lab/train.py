@@ -58,7 +58,10 @@ def train(cfg: DictConfig, trial: Trial | None = None) -> Result:
     uri, runs = tracking_uri(cfg.tracking.uri), Path(cfg.runs_dir)
     data = build_data(cfg)
 
-    from fer_lab.frozen import net_on_shared_backbone, use_frozen_features  # torch: only now, when the data are there
+    from fer_lab.frozen import (  # torch: only now, when the data are there
+        net_on_shared_backbone,
+        use_frozen_features,
+    )
 
     set_threads(cfg.threads)
     weights, weights_digest = starting_weights(cfg, uri)

@@ -126,8 +126,15 @@ def begin(sweep: Sweep, studies: Studies, crew: Crew, parent: Parent) -> None:
     trials = studies["trials"]
     print(make_plan(sweep, studies, crew.size))
     if sweep.multi_objective:
-        print("several objectives are compared without pruning: no trial can be told the worse before its end")
-    parent.params({"space": OmegaConf.to_container(sweep.options.params), "when": OmegaConf.to_container(sweep.options.when)})
+        print(
+            "several objectives are compared without pruning: no trial can be told the worse before its end"
+        )
+    parent.params(
+        {
+            "space": OmegaConf.to_container(sweep.options.params),
+            "when": OmegaConf.to_container(sweep.options.when),
+        }
+    )
     kept = ("n_trials", "sampler", "pruner", "storage", "seed", "seeds")
     parent.params({"sweep": {key: sweep.options[key] for key in kept}})
     trials.set_user_attr("open", True)
@@ -186,14 +193,18 @@ def finish(sweep: Sweep, studies: Studies, parent: Parent) -> None:
         parameters=sweep.space.parameters,
         winner=winner,
         compose=sweep.compose,
-        compose_train=lambda words: hydra.compose(sweep.host.config_name, list(words), return_hydra_config=True),
+        compose_train=lambda words: hydra.compose(
+            sweep.host.config_name, list(words), return_hydra_config=True
+        ),
         command=" ".join(["python", "-m", str(module_name()), *sys.argv[1:]]),
         code=sweep.host.code(),
         confirm=confirmed(sweep, studies),
         ablation=ended(studies["ablation"]),
         final=final[-1] if final else {},
         estimate=trials.user_attrs.get("estimate", ""),
-        seconds=sum(trial.user_attrs.get("seconds", 0.0) for study in studies.values() for trial in ended(study)),
+        seconds=sum(
+            trial.user_attrs.get("seconds", 0.0) for study in studies.values() for trial in ended(study)
+        ),
         workers=int(sweep.options.workers or 0),
     )
     for path in write_report(facts, sweep.folder):
@@ -214,6 +225,10 @@ def refuse_success(sweep: Sweep, studies: Studies) -> None:
     has_enough = enough(studies["trials"], sweep.options, sweep.directions[0])
     if has_enough and has_enough.kind == "broken":
         last = max(trials, key=lambda trial: trial.datetime_complete or trial.number)
-        raise SearchFailed(f"{last.user_attrs.get('traceback', '')}\n{has_enough.why}; logs in {sweep.folder / 'workers'}")
+        raise SearchFailed(
+            f"{last.user_attrs.get('traceback', '')}\n{has_enough.why}; logs in {sweep.folder / 'workers'}"
+        )
     if trials and not any(trial.state.name == "COMPLETE" for trial in trials):
-        raise SearchFailed(f"none of {len(trials)} trials ended with a score; see {sweep.folder / 'report.md'}")
+        raise SearchFailed(
+            f"none of {len(trials)} trials ended with a score; see {sweep.folder / 'report.md'}"
+        )

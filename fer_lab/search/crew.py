@@ -94,7 +94,9 @@ class Crew:
             self.work_here()
             return
         if self.thread is not None and not self.thread.is_alive():
-            raise SearchFailed(f"the launcher's workers ended before the sweep did: {self.failure or 'no reason given'}")
+            raise SearchFailed(
+                f"the launcher's workers ended before the sweep did: {self.failure or 'no reason given'}"
+            )
         ended = sum(trial.state.is_finished() for study in studies.values() for trial in trials_of(study))
         if ended > self.ended_before:
             self.ended_before, self.deaths = ended, 0
@@ -192,8 +194,11 @@ def gpus() -> list[str]:
     if allowed is not None:
         return [number for number in allowed.split(",") if number not in ("", "-1", "NoDevFiles")]
     try:
-        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=20, check=False)
+        listed = subprocess.run(
+            ["nvidia-smi", "--list-gpus"], capture_output=True, text=True, timeout=20, check=False
+        )
     except OSError:
         return []
-    return [str(number) for number, _ in enumerate(listed.stdout.splitlines())] if listed.returncode == 0 else []
-
+    return (
+        [str(number) for number, _ in enumerate(listed.stdout.splitlines())] if listed.returncode == 0 else []
+    )

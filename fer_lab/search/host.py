@@ -28,8 +28,12 @@ class Job(Protocol):
     """What a run can ask of the sweep that it is a part of."""
 
     name: str
+    """What the run is called in MLflow."""
     parent: str
-    tags: Mapping[str, str]
+    """The sweep's own run: the name of its folder beside this one."""
+
+    @property
+    def tags(self) -> Mapping[str, str]: ...
 
     def report(self, epochs: int, score: float) -> bool:
         """To be called after each epoch; True: end here, pruned. Raises Interrupted (a BaseException)."""
@@ -65,8 +69,8 @@ class Host(Protocol):
     def final(self, config: DictConfig, sweep_name: str) -> dict[str, Any]:
         """Judge the winner once and register it; facts to show."""
 
-    def check(self, config: DictConfig, run: str) -> None:
-        """Train the first epoch again and compare it with what `run` recorded."""
+    def check(self, config: DictConfig, run: str) -> bool:
+        """Train the first epoch again and say how it differs from what `run` recorded; whether it does not."""
 
     def parent(self, sweep: Sweep) -> AbstractContextManager[Parent]:
         """The record of the sweep itself."""

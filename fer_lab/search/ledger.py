@@ -42,6 +42,11 @@ def running(study: Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
+def unfinished(study: Study) -> list[FrozenTrial]:
+    """Waiting and running ones at one moment: asked for one after the other, a trial could slip through."""
+    return study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
+
+
 def take(study: Study, storage: BaseStorage, total: int) -> int | None:
     """The id of a trial that is now ours: one that waits, else a new one while fewer than `total` count."""
     for trial in waiting(study):
@@ -98,7 +103,9 @@ def hand_on(study: Study, trial: FrozenTrial, state: str) -> None:
     """Let another worker continue a running trial from its checkpoint."""
     if not any(other.user_attrs.get("continues") == trial.number for other in trials_of(study)):
         attempts = trial.user_attrs.get("attempts", 0) + (state == "lost")
-        kept = {key: value for key, value in trial.user_attrs.items() if key not in ("worker", "beat", "state")}
+        kept = {
+            key: value for key, value in trial.user_attrs.items() if key not in ("worker", "beat", "state")
+        }
         study.add_trial(
             create_trial(
                 state=TrialState.WAITING,
@@ -151,7 +158,7 @@ def place() -> str:
     """This machine, or container: where a process number means one process."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
-        space = os.stat("/proc/self/ns/pid").st_ino
+        space = Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
         boot, space = "", 0
     return f"{platform.node()} {boot} {space}"

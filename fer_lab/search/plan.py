@@ -11,35 +11,48 @@ from optuna.trial import FrozenTrial
 
 from fer_lab.search.crew import Crew
 from fer_lab.search.errors import SearchError
-from fer_lab.search.ledger import ended, running, trials_of, waiting
+from fer_lab.search.ledger import ended, trials_of, unfinished
 from fer_lab.search.preflight import Plan, Probe, composition_faults, duration, estimate, fit
 from fer_lab.search.samplers import check_space
 from fer_lab.search.stages import Studies, ask_for, key_of
 from fer_lab.search.sweep import Sweep
 
 REDUCTION = 3
+COMPOSING = ("ConfigCompositionException", "MissingConfigException", "ConfigAttributeError", "ConfigKeyError")
 
 
 def check(sweep: Sweep, studies: Studies, crew: Crew) -> None:
     """Composes every choice here while the workers start, lets them step through the extremes, and raises SearchError
     with everything that is wrong."""
-    jobs = [{"overrides": list(words)} for words in sweep.space.extremes(list(sweep.options.extremes))]
+    jobs: list[dict[str, Any]] = [
+        {"overrides": list(words)} for words in sweep.space.extremes(list(sweep.options.extremes))
+    ]
     study = studies["preflight"]
-    again = {trial.user_attrs.get("job") for trial in ended(study) if trial.user_attrs.get("state") == "failed"}
+    again = {
+        trial.user_attrs.get("job") for trial in ended(study) if trial.user_attrs.get("state") == "failed"
+    }
     for number, job in enumerate(jobs):
         if key_of(job) in again:  # what was wrong may have been put right
             jobs[number] = {**job, "at": time.time()}
     ask_for(study, jobs)
-    check_space(sweep.options.sampler, {one.name: one.distribution for one in sweep.space.parameters})
-    faults = composition_faults(sweep.compose, sweep.space)
+    faults = [*sweep.space.faults]
+    try:
+        check_space(sweep.options.sampler, {one.name: one.distribution for one in sweep.space.parameters})
+    except SearchError as fault:
+        faults.append(str(fault))
+    faults += composition_faults(sweep.compose, sweep.space)
+    if faults:  # what composes must not hide what is wrong with all of them
+        jobs.append({"overrides": [], "at": time.time()})
+        ask_for(study, jobs[-1:])
     keys = {key_of(job) for job in jobs}
-    while running(study) or waiting(study):
+    while unfinished(study):
         crew.mend(studies)
         time.sleep(0.1)
     for trial in ended(study):
         if trial.user_attrs.get("job") in keys and trial.user_attrs.get("state") == "failed":
-            words = " ".join(trial.user_attrs["overrides"]) or "the defaults"
-            faults.append(f"{words}: {trial.user_attrs['error']}")
+            words, error = " ".join(trial.user_attrs["overrides"]), trial.user_attrs["error"]
+            if not faults or not error.startswith(COMPOSING):  # those are told above, in better words
+                faults.append(f"{words or 'with the defaults'}: {error}")
     if faults:
         raise SearchError("\n".join(dict.fromkeys(faults)))
 
@@ -49,7 +62,7 @@ def follow_space(sweep: Sweep, studies: Studies) -> dict[str, Any]:
     trial that is a configuration of the new space comes along."""
     old, facts = studies["trials"], sweep.space.facts()
     known = old.user_attrs.get("space")
-    if known is None or known["parameters"] == facts["parameters"] and not differences(sweep, known, facts):
+    if known is None or (known["parameters"] == facts["parameters"] and not differences(sweep, known, facts)):
         return dict(studies)
     if changed := differences(sweep, known, facts):
         raise SearchError(
@@ -57,14 +70,18 @@ def follow_space(sweep: Sweep, studies: Studies) -> dict[str, Any]:
             f"{'; '.join(changed)}. Give this sweep another hydra.sweeper.name, or take them back"
         )
     done = [trial for trial in ended(old) if trial.state.name in ("COMPLETE", "PRUNED")]
-    fitting = [(trial, params) for trial in done if (params := sweep.space.carry_over(trial, known)) is not None]
+    fitting = [
+        (trial, params) for trial in done if (params := sweep.space.carry_over(trial, known)) is not None
+    ]
     revision = f"{sweep.name}#{int(old.study_name.partition('#')[2] or 1) + 1}"
     fresh = sweep.opened(revision)
     for trial, params in fitting[len(fresh.trials) :]:  # somebody may have been killed half-way
         fresh.add_trial(carried(sweep, trial, params))
     old.set_user_attr("stop", "its space was changed")
     old.set_user_attr("replaced_by", revision)
-    print(f"the space has changed: {len(fitting)} of {len(done)} trials belong to the new one as well and count in it")
+    print(
+        f"the space has changed: {len(fitting)} of {len(done)} trials belong to the new one as well and count in it"
+    )
     return sweep.studies()
 
 
@@ -76,7 +93,7 @@ def differences(sweep: Sweep, before: Mapping[str, Any], now: Mapping[str, Any])
     return [
         f"{key} was {before['base'].get(key)}, is {now['base'].get(key)}"
         for key in sorted(keys - swept)
-        if before["base"].get(key) != now["base"].get(key) and not key.startswith(tuple(sweep.options.places))
+        if before["base"].get(key) != now["base"].get(key)
     ]
 
 
@@ -117,7 +134,9 @@ def make_plan(sweep: Sweep, studies: Studies, workers: int) -> Plan | str:
         plan = fit(probes, duration(options.fit), workers, REDUCTION, runs)
         trials.set_user_attr("n_trials", plan.n_trials)
         prunes = plan.min_resource < sweep.max_epochs
-        trials.set_user_attr("pruner", {"name": "halving", "min_resource": plan.min_resource} if prunes else "none")
+        trials.set_user_attr(
+            "pruner", {"name": "halving", "min_resource": plan.min_resource} if prunes else "none"
+        )
     trials.set_user_attr("estimate", str(plan))
     memory = max(probe.memory_bytes for probe in probes)
     print(f"a trial takes up to {memory / 2**30:.1f} GiB; {workers} workers")

@@ -39,8 +39,8 @@ class Words(NamedTuple):
 
 def read_space(
     section: Mapping[str, Any], words: Sequence[str], base: Mapping[str, Any]
-) -> tuple[list[Parameter], tuple[str, ...], list[dict[str, Any]]]:
-    """Parameters, each after those that its condition names; fixed words; points. `base`: every setting by its key."""
+) -> tuple[list[Parameter], tuple[str, ...], list[dict[str, Any]], list[str]]:
+    """Parameters, each after those that its condition names; fixed words; points; faults. `base`: every setting by its key."""
     faults: list[str] = []
     said = read_words(words, faults)
     written = read_file(section, faults)
@@ -57,9 +57,7 @@ def read_space(
             "nothing is swept: give a range to a key, such as 'optimizer.lr=tag(log,interval(1e-4,1e-1))', "
             "or choose a space by sweeps=NAME"
         )
-    if faults:
-        raise SearchError("\n".join(dict.fromkeys(faults)))
-    return parameters, said.fixed, points
+    return parameters, said.fixed, points, list(dict.fromkeys(faults))
 
 
 def tried(faults: list[str], read: Callable[..., Read], argument: Any) -> Read | None:

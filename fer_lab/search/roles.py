@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 from rich.console import Console
 
 from fer_lab.search import table
-from fer_lab.search.errors import SearchError
+from fer_lab.search.errors import SearchError, SearchFailed
 from fer_lab.search.ledger import running, trials_of
 from fer_lab.search.sweep import Sweep
 
@@ -43,7 +43,7 @@ def stop(sweep: Sweep) -> None:
 def report(sweep: Sweep) -> None:
     from fer_lab.search.control import finish
 
-    studies: Studies = {job: sweep.study(job) for job in JOBS}
+    studies = sweep.studies()
     with sweep.host.parent(sweep) as parent:
         finish(sweep, studies, parent)
 
@@ -59,11 +59,17 @@ def rerun(sweep: Sweep) -> None:
 
 
 def check(sweep: Sweep) -> None:
+    from fer_lab.search.worker import as_hydra_job
+
     trial = trial_of(sweep)
     run = trial.user_attrs.get("run")
     if not run:
         raise SearchError(f"trial {trial.number} left no run to compare with ({table.state_of(trial)})")
-    sweep.host.check(sweep.compose(trial.user_attrs["overrides"]), run)
+    config = sweep.compose(trial.user_attrs["overrides"])
+    with as_hydra_job(config) as plain:
+        same = sweep.host.check(plain, run)
+    if not same:
+        raise SearchFailed(f"trial {trial.number} of {sweep.name} does not repeat itself")
 
 
 def trial_of(sweep: Sweep) -> FrozenTrial:

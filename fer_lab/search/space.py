@@ -21,6 +21,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial
 
 from fer_lab.search.covering import covering
+from fer_lab.search.errors import SearchError
 from fer_lab.search.grammar import Parameter, ends, find, same, text, values, word
 from fer_lab.search.reading import read_space
 
@@ -38,23 +39,32 @@ class Space:
     points: tuple[dict[str, Any], ...]
     base: Mapping[str, Any]
     groups: frozenset[str]
+    faults: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, section: Mapping[str, Any], words: Sequence[str], base: DictConfig) -> Space:
-        """From hydra.sweeper (params, when, points, places) and the words of the command line.
+        """As `look`; raises SearchError with every fault."""
+        space = cls.look(section, words, base)
+        if space.faults:
+            raise SearchError("\n".join(space.faults))
+        return space
 
-        `base` is what the fixed words compose, hydra node included. Raises SearchError with every fault.
+    @classmethod
+    def look(cls, section: Mapping[str, Any], words: Sequence[str], base: DictConfig) -> Space:
+        """From hydra.sweeper (params, when, points, places) and the words of the command line, faults and all.
+
+        `base` is what the fixed words compose, hydra node included.
         """
         groups = {key: choice for key, choice in base.hydra.runtime.choices.items() if "/" not in key}
         settings = {**flat(base), **groups}
-        parameters, fixed, points = read_space(section, words, settings)
+        parameters, fixed, points, faults = read_space(section, words, settings)
         places = tuple(section.get("places") or ())
         kept = {
             key: value
             for key, value in settings.items()
             if not any(key == place or key.startswith(f"{place}.") for place in places)
         }
-        return cls(tuple(parameters), fixed, tuple(points), kept, frozenset(groups))
+        return cls(tuple(parameters), fixed, tuple(points), kept, frozenset(groups), tuple(faults))
 
     def suggest(self, trial: optuna.Trial) -> list[str]:
         """Asks for the parameters that apply; the words that set them."""

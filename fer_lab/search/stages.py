@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 
 from fer_lab.search.confirm import ablation_jobs, confirm_jobs, verdict, with_seed
 from fer_lab.search.grammar import same
-from fer_lab.search.ledger import ended, running, trials_of, waiting
+from fer_lab.search.ledger import ended, running, trials_of, unfinished
 from fer_lab.search.limits import Enough, enough
 from fer_lab.search.sweep import Sweep
 
@@ -39,7 +39,7 @@ def advance(sweep: Sweep, studies: Studies) -> None:
 def is_busy(studies: Studies, has_enough: Enough) -> bool:
     """Whether jobs are under way; those that wait do not count once the sweep is stopped."""
     halted = has_enough.kind in ("stop", "broken")
-    return any(running(study) or (waiting(study) and not halted) for study in studies.values())
+    return any((running if halted else unfinished)(study) for study in studies.values())
 
 
 def is_over(studies: Studies) -> bool:
@@ -99,7 +99,9 @@ def to_ablate(sweep: Sweep, studies: Studies) -> list[dict[str, Any]]:
     names = {one.name: one for one in space.parameters}
     when = {one.key: [key for key, _ in one.when] for one in space.parameters}
     unchanged = [
-        names[name].key for name, value in winner.params.items() if same(space.base.get(names[name].key), value)
+        names[name].key
+        for name, value in winner.params.items()
+        if same(space.base.get(names[name].key), value)
     ]
     return ablation_jobs(winner, when, unchanged, sweep.options.ablate, first_seed(sweep))
 

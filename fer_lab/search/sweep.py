@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import optuna
 from hydra.types import HydraContext
@@ -21,6 +21,7 @@ from fer_lab.search.space import Space
 if TYPE_CHECKING:
     from fer_lab.search.host import Host
 
+Direction = Literal["maximize", "minimize"]
 JOBS = ("preflight", "trials", "confirm", "ablation", "final")
 """The kinds of work, in order; each is an Optuna study of its own in the sweep's storage."""
 
@@ -42,13 +43,15 @@ class Sweep:
     def read(cls, context: HydraContext, config: DictConfig, words: Sequence[str]) -> Sweep:
         """From the composed config and the words of the command line; raises SearchError."""
         options = config.hydra.sweeper
-        space = Space.read(OmegaConf.to_container(options), words, config)  # type: ignore[arg-type]
+        space = Space.look(OmegaConf.to_container(options), words, config)  # type: ignore[arg-type]
         choice = config.hydra.runtime.choices.sweeps
-        what = {key: value for key, value in space.base.items() if not key.startswith(tuple(options.places))}
-        settings = json.dumps(what, sort_keys=True, default=str)
-        name = options.name or f"{'sweep' if choice == 'none' else choice}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+        settings = json.dumps(space.base, sort_keys=True, default=str)
+        digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
+        name = options.name or f"{'sweep' if choice == 'none' else choice}-{digest}"
         sweep = cls(context, config, tuple(space.fixed), space, name, Path(config.runs_dir) / name)
-        sweep.refuse_wrong_options()
+        faults = sweep.wrong_options()
+        if faults or not space.parameters:
+            raise SearchError("\n".join([*faults, *space.faults]))
         return sweep
 
     @property
@@ -63,7 +66,7 @@ class Sweep:
         return {str(self.config.monitor): str(self.config.mode)}
 
     @property
-    def directions(self) -> list[str]:
+    def directions(self) -> list[Direction]:
         return ["maximize" if mode == "max" else "minimize" for mode in self.objectives.values()]
 
     @property
@@ -112,8 +115,8 @@ class Sweep:
         loader = self.context.config_loader
         return loader.load_sweep_config(self.config, [*self.words, *words])
 
-    def refuse_wrong_options(self) -> None:
-        """Everything about hydra.sweeper that can be known now, all at once."""
+    def wrong_options(self) -> list[str]:
+        """Everything about hydra.sweeper that can be known now."""
         from fer_lab.search.samplers import make_pruner, make_sampler
 
         options, faults = self.options, []
@@ -141,5 +144,4 @@ class Sweep:
                 faults.append(f"hydra.sweeper.{key}: {error}")
         if self.options.role not in ROLES:
             faults.append(f"hydra.sweeper.role={self.options.role}; choices: {', '.join(ROLES)}")
-        if faults:
-            raise SearchError("\n".join(faults))
+        return faults

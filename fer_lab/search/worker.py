@@ -9,11 +9,10 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import optuna
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -21,10 +20,10 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from fer_lab.search import ledger
+from fer_lab.search.crew import is_controlled, present
 from fer_lab.search.limits import enough
 from fer_lab.search.preflight import duration
 from fer_lab.search.samplers import make_sampler
-from fer_lab.search.crew import is_controlled, present
 from fer_lab.search.stages import advance, is_over
 from fer_lab.search.stores import record_trial
 from fer_lab.search.sweep import JOBS, Sweep
@@ -180,6 +179,7 @@ class Attempt:
                 return
             began = time.monotonic()
             outcome = self.train(overrides)
+            self.worker.in_training = False
             self.conclude(outcome, round(time.monotonic() - began, 2))
         except (Interrupted, KeyboardInterrupt, SystemExit) as interruption:
             self.worker.leaving = self.worker.leaving or str(interruption) or type(interruption).__name__
@@ -231,7 +231,10 @@ class Attempt:
         kept = {key: first.user_attrs[key] for key in ("state", "run", "metrics") if key in first.user_attrs}
         ledger.note(self.trial, **kept, same_as=first.number)
         if complete:
-            values = [sum(column) / len(complete) for column in zip(*(twin.values for twin in complete), strict=True)]
+            values = [
+                sum(column) / len(complete)
+                for column in zip(*(twin.values for twin in complete), strict=True)
+            ]
             self.tell(TrialState.COMPLETE, values)
             return
         for step, value in first.intermediate_values.items():
@@ -241,19 +244,19 @@ class Attempt:
         self.tell(TrialState.PRUNED)
 
     def train(self, words: list[str]) -> Any:
-        config = self.sweep.compose(words)
-        host = self.sweep.host
-        task: Callable[[DictConfig], Any] = {
-            "preflight": host.probe,
-            "final": lambda config: host.final(config, self.sweep.name),
-        }.get(self.job, lambda config: host.trial(config, self))
+        """An Outcome; of a probe or the final judgement a dictionary."""
+        host, config = self.sweep.host, self.sweep.compose(words)
         with as_hydra_job(config) as plain:
             if self.worker.leaving:
                 raise Interrupted(self.worker.leaving)
             self.worker.in_training = True
-            outcome = task(plain)
-            self.worker.in_training = False
-        return outcome
+            match self.job:
+                case "preflight":
+                    return host.probe(plain)
+                case "final":
+                    return host.final(plain, self.sweep.name)
+                case _:
+                    return host.trial(plain, self)
 
     def conclude(self, outcome: Any, seconds: float) -> None:
         if self.job in ("preflight", "final"):

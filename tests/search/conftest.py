@@ -40,17 +40,26 @@ class Place:
         """status, stop, …"""
         return self.do([sys.executable, "-m", "fer_lab.sweep", command, *words, f"runs_dir={self.runs}"])
 
-    def sweep(self, *words: str, space: tuple[str, ...] = SPACE, **environment: str) -> subprocess.CompletedProcess[str]:
+    def sweep(
+        self, *words: str, space: tuple[str, ...] = SPACE, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         return self.do(self.line(*words, space=space), **environment)
 
     def do(self, line: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
         settings = {**os.environ, "COLUMNS": "200", **environment}
-        return subprocess.run(line, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=180, check=False)
+        return subprocess.run(
+            line, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=180, check=False
+        )
 
     def start(self, *words: str, space: tuple[str, ...] = SPACE, **environment: str) -> subprocess.Popen[str]:
         settings = {**os.environ, "COLUMNS": "200", **environment}
         return subprocess.Popen(
-            self.line(*words, space=space), cwd=ROOT, env=settings, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            self.line(*words, space=space),
+            cwd=ROOT,
+            env=settings,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
 
     def study(self, job: str = "") -> optuna.Study:

@@ -73,7 +73,9 @@ def test_sigterm_hands_running_trials_back_and_the_same_command_ends_them(place)
     again = place.sweep(*words)
     assert again.returncode == 0, again.stdout + again.stderr
     assert states(place.trials) == {"complete": 3}
-    assert Counter(Counter(epoch["run"] for epoch in place.epochs).values()) == {3: 3}, "an epoch was trained twice"
+    assert Counter(Counter(epoch["run"] for epoch in place.epochs).values()) == {3: 3}, (
+        "an epoch was trained twice"
+    )
 
 
 def test_bad_trials_do_not_end_a_sweep_and_teach_the_sampler(place):
@@ -95,14 +97,21 @@ def test_the_same_error_three_times_in_a_row_ends_it_with_the_traceback(place):
 
 
 def test_a_worker_that_dies_of_its_trial_gives_it_up_after_some_times(place):
-    done = place.sweep("name=die", "hydra.sweeper.n_trials=1", "hydra.sweeper.workers=1", "hydra.sweeper.retries=1")
+    done = place.sweep(
+        "name=die", "hydra.sweeper.n_trials=1", "hydra.sweeper.workers=1", "hydra.sweeper.retries=1"
+    )
     assert done.returncode == 1, done.stdout + done.stderr
     (trial,) = place.trials
     assert trial.user_attrs["state"] == "failed" and "died 2 times" in trial.user_attrs["error"]
 
 
 def test_a_dead_memory_and_a_nan_are_told_apart(place):
-    done = place.sweep("name=memory", "data.batch_size=choice(32,128)", "hydra.sweeper.n_trials=8", "hydra.sweeper.pruner=none")
+    done = place.sweep(
+        "name=memory",
+        "data.batch_size=choice(32,128)",
+        "hydra.sweeper.n_trials=8",
+        "hydra.sweeper.pruner=none",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     for trial in place.trials:
         full = trial.params["data.batch_size"] == 128
@@ -118,7 +127,9 @@ def test_nan_is_no_score(place):
 
 def test_a_configuration_is_trained_once_unless_seeds_are_wanted(place):
     words = ("optimizer.lr=choice(0.1,0.01)", "model.dropout=choice(0,0.3)", "hydra.sweeper.pruner=none")
-    done = place.sweep(*words, "hydra.sweeper.n_trials=10", "hydra.sweeper.sampler=random", "hydra.sweeper.workers=3")
+    done = place.sweep(
+        *words, "hydra.sweeper.n_trials=10", "hydra.sweeper.sampler=random", "hydra.sweeper.workers=3"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(place.trials) == 10
     configurations = {tuple(sorted(trial.params.items())) for trial in place.trials}
@@ -128,14 +139,22 @@ def test_a_configuration_is_trained_once_unless_seeds_are_wanted(place):
     for copy in copies:
         assert copy.values == place.trials[copy.user_attrs["same_as"]].values
 
-    more = place.sweep(*words, "hydra.sweeper.n_trials=20", "hydra.sweeper.sampler=random", "hydra.sweeper.seeds=2")
+    more = place.sweep(
+        *words, "hydra.sweeper.n_trials=20", "hydra.sweeper.sampler=random", "hydra.sweeper.seeds=2"
+    )
     assert more.returncode == 0, more.stdout + more.stderr
     assert any("seed=1" in trial.user_attrs["overrides"] for trial in place.trials)
 
 
 def test_a_grid_is_tried_whole_and_then_ends(place):
-    words = ("optimizer.lr=choice(0.1,0.01,0.001)", "model.dropout=range(0,0.6,0.3)", "hydra.sweeper.sampler=grid")
-    done = place.sweep(*words, "hydra.sweeper.n_trials=50", "hydra.sweeper.pruner=none", "hydra.sweeper.workers=3")
+    words = (
+        "optimizer.lr=choice(0.1,0.01,0.001)",
+        "model.dropout=range(0,0.6,0.3)",
+        "hydra.sweeper.sampler=grid",
+    )
+    done = place.sweep(
+        *words, "hydra.sweeper.n_trials=50", "hydra.sweeper.pruner=none", "hydra.sweeper.workers=3"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(place.trials) == 6
     assert len({tuple(sorted(trial.params.items())) for trial in place.trials}) == 6
@@ -191,23 +210,31 @@ def test_a_wider_space_keeps_the_trials_that_belong_to_it(place):
     first = place.sweep("hydra.sweeper.n_trials=5", "hydra.sweeper.pruner=none")
     assert first.returncode == 0, first.stdout + first.stderr
     wider = tuple(word for word in SPACE if not word.startswith("optimizer"))
-    words = ("optimizer=choice(sgd,adamw)", "optimizer.lr=tag(log,interval(1e-5,1))", "hydra.sweeper.n_trials=8")
+    words = (
+        "optimizer=choice(sgd,adamw)",
+        "optimizer.lr=tag(log,interval(1e-5,1))",
+        "hydra.sweeper.n_trials=8",
+    )
     second = place.sweep(*words, space=wider)
     assert second.returncode == 0, second.stdout + second.stderr
     assert "5 of 5 trials belong to the new one" in second.stdout
-    trials = [trial for trial in place.study("#2").trials]
+    trials = place.study("#2").trials
     assert len(trials) == 8
     assert [trial.params["optimizer"] for trial in trials[:5]] == ["sgd"] * 5
     assert len({epoch["run"] for epoch in place.epochs}) == 8
 
-    other = place.sweep("trainer.max_epochs=7", *words, space=wider)
+    longer = tuple(word.replace("max_epochs=3", "max_epochs=7") for word in wider)
+    other = place.sweep(*words, space=longer)
     assert other.returncode == 2
     assert "trainer.max_epochs was 3, is 7" in other.stderr
 
 
 def test_everything_that_is_wrong_is_said_at_once_before_the_first_trial(place):
     done = place.sweep(
-        "name=bad_probe", "data.batch_size=interval(16,64)", "optimizer.momentun=choice(0.5,0.9)", "model=choice(small,smal)"
+        "name=bad_probe",
+        "data.batch_size=interval(16,64)",
+        "optimizer.momentun=choice(0.5,0.9)",
+        "model=choice(small,smal)",
     )
     assert done.returncode == 2, done.stdout
     for words in ("int(interval(16,64))", "momentun", "smal", "choices: val/accuracy"):
@@ -226,7 +253,9 @@ def test_status_stop_rerun_and_join(place):
     helper = place.line("hydra.sweeper.role=worker", *words)
     import subprocess
 
-    joined = subprocess.Popen(helper, env={**os.environ, "TOY_EPOCH_SECONDS": "0.3"}, stdout=subprocess.DEVNULL)
+    joined = subprocess.Popen(
+        helper, env={**os.environ, "TOY_EPOCH_SECONDS": "0.3"}, stdout=subprocess.DEVNULL
+    )
     wait_for(lambda: len({epoch["pid"] for epoch in place.epochs}) == 2)
     stopped = place.command("stop", "toy")
     assert stopped.returncode == 0 and "the same command goes on later" in stopped.stdout
@@ -242,7 +271,10 @@ def test_status_stop_rerun_and_join(place):
 
 
 def test_several_objectives_are_compared_without_pruning(place):
-    words = ("hydra.sweeper.objectives={val/accuracy: max, cost/parameters: min}", "data.batch_size=choice(16,32,64)")
+    words = (
+        "hydra.sweeper.objectives={val/accuracy: max, cost/parameters: min}",
+        "data.batch_size=choice(16,32,64)",
+    )
     done = place.sweep(*words, "hydra.sweeper.n_trials=6")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "without pruning" in done.stdout

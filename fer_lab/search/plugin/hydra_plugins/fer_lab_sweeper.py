@@ -15,12 +15,10 @@ class FerSweeper(Sweeper):
     def __init__(self, **options: Any) -> None:
         pass  # they are read from the config, which workers have as well
 
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        self.context, self.config = hydra_context, config
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.context, self.settings = hydra_context, config
 
     def sweep(self, arguments: list[str]) -> None:
         from fer_lab.search.roles import play
 
-        play(self.context, self.config, arguments)
+        play(self.context, self.settings, arguments)

@@ -1,0 +1,59 @@
+"""Whether a run can be repeated: its first epoch again, compared with what it recorded."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from fer_lab.cli import ROOT
+
+
+class FirstEpoch:
+    """A trial that is interested in one epoch only."""
+
+    name, parent = "first epoch", ""
+    tags: Mapping[str, str] = {}
+
+    def report(self, epochs: int, score: float) -> bool:
+        return True
+
+    def keeps(self, score: float) -> bool:
+        return False
+
+
+def repeat_first_epoch(config: DictConfig, name: str) -> bool:
+    """Trains one epoch of `config` in a place of its own and says how its numbers differ from those of run `name`."""
+    from fer_lab.fit import history
+    from fer_lab.tracking.environment import CodeState
+    from fer_lab.tracking.record import RunRecord
+    from fer_lab.train import train
+
+    before = RunRecord(Path(config.runs_dir) / name)
+    with tempfile.TemporaryDirectory(prefix="fer_lab_repeat_") as place:
+        again = OmegaConf.merge(
+            config, {"runs_dir": place, "tracking": {"uri": f"sqlite:///{place}/mlflow.db"}, "rerun": False}
+        )
+        assert isinstance(again, DictConfig)
+        result = train(again, FirstEpoch())
+        found = first(history(RunRecord(Path(place) / result.run)))
+        known = first(history(before))
+    different = {
+        metric: (known[metric], value)
+        for metric, value in found.items()
+        if metric in known and known[metric] != value
+    }
+    commit = CodeState(ROOT).tags.get("git.commit")
+    if before.tag("git.commit") != commit:
+        print(f"{name} was trained with the code of commit {before.tag('git.commit')}; this is {commit}")
+    for metric, (then, now) in different.items():
+        print(f"{metric}: was {then:.8g}, is {now:.8g} (difference {now - then:.2g})")
+    if not different:
+        print(f"the first epoch of {name} came out the same to the last digit ({len(found)} numbers)")
+    return not different
+
+
+def first(numbers: Mapping[str, list[tuple[int, float]]]) -> dict[str, float]:
+    return {metric: points[0][1] for metric, points in numbers.items() if points[0][0] == 0}
