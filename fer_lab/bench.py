@@ -1,4 +1,4 @@
-"""python -m fer_lab.bench [data.root=PATH] [part=step,data,…]: time training against its peers.
+"""python -m fer_lab.bench [data.root=PATH] [part=step,data,…]: time training and sweeps against their peers.
 
     step      a training step through our stack against a bare PyTorch loop of the same work
     data      augmented images per second against torchvision's ImageFolder, v2 transforms and DataLoader
@@ -7,11 +7,17 @@
     memory    peak of a whole run, and growth over its epochs
     accuracy  by name only: a recipe on FER2013 over three seeds, with its CPU seconds (part=accuracy)
 
+    trials    24 trials by our sweep, by Optuna in two long-lived processes, and by a process for every trial
+    overhead  what a trial costs beyond its training in a warm worker
+    frozen    trials on the cached features of a frozen net, in the time of ten that recompute them
+    store     1,000 trials of nothing on 4 workers: the rate at the end against that at the beginning
+
 Each part says in its file what it compares. Peers take turns in one process (or as alternating processes), the
 first round is dropped, results are checked before anything is timed; a figure is the median over the repeats of
 the ratio within a round, with its lowest and highest. Where both sides use the same threads the ratio is of CPU
 seconds (user + sys), which other people's work on the machine disturbs least; the wall time stands beside it.
-fer_lab/results/train.json holds all of it, train.md the table; a part that is run again replaces its own figures.
+fer_lab/results/train.json (sweep.json) holds all of it, train.md (sweep.md) the table; a part that is run again replaces
+its own figures.
 """
 
 from __future__ import annotations
@@ -30,7 +36,11 @@ from omegaconf import DictConfig
 
 from fer_lab.cli import ROOT, UsageError, main
 
-PARTS = ("step", "data", "features", "startup", "memory", "accuracy")
+REPORTS = {
+    "train": ("step", "data", "features", "startup", "memory", "accuracy"),
+    "sweep": ("trials", "overhead", "frozen", "store"),
+}
+PARTS = tuple(part for parts in REPORTS.values() for part in parts)
 
 
 def bench(cfg: DictConfig) -> None:
@@ -48,7 +58,9 @@ def bench(cfg: DictConfig) -> None:
     output = ROOT / cfg.output
     for part in parts:
         with tempfile.TemporaryDirectory(prefix="fer_lab_bench_", ignore_cleanup_errors=True) as place:
-            setting = Setting(Path(place), Path(cfg.cache_dir).absolute(), root, cfg.threads, cfg.drawn)
+            setting = Setting(
+                Path(place), Path(cfg.cache_dir).absolute(), root, cfg.threads, output, cfg.drawn
+            )
             taken = circumstances(Path(place))
             print(f"{part} …", flush=True)
             measure = import_module(f"fer_lab.benchmarks.{part}").measure
@@ -57,7 +69,8 @@ def bench(cfg: DictConfig) -> None:
                 figures.append(figure.facts())
                 print(f"  {sentence(figures[-1])}", flush=True)
         write(output, part, {"taken": taken, "sizes": dict(cfg.sizes[part]), "figures": figures})
-    print(f"written to {output / 'train.md'} and train.json")
+    names = [name for name, known in REPORTS.items() if set(known) & set(parts)]
+    print(f"written to {output}: {', '.join(f'{name}.md, {name}.json' for name in names)}")
 
 
 def circumstances(place: Path) -> dict[str, Any]:
@@ -89,17 +102,25 @@ def sentence(facts: Mapping[str, Any]) -> str:
 
 
 def write(output: Path, part: str, result: Mapping[str, Any]) -> None:
-    path = output / "train.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    found = {name: result if name == part else known[name] for name in PARTS if name == part or name in known}
+    """Into the report that the part belongs to, and into the README where the output is the record's."""
+    report = next(name for name, parts in REPORTS.items() if part in parts)
+    found = known(output, report) | {part: result}
+    found = {name: found[name] for name in REPORTS[report] if name in found}
     output.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    (output / "train.md").write_text(table(found))
+    (output / f"{report}.json").write_text(json.dumps(found, indent=1) + "\n")
+    (output / f"{report}.md").write_text(table(report, found))
     if output == ROOT / "fer_lab/results":
         readme = ROOT / "README.md"
         begin, _, rest = readme.read_text().partition("<!-- results")
         head, _, rest = rest.partition("\n")
-        readme.write_text(f"{begin}<!-- results{head}\n{summary(found)}{rest[rest.index('<!-- /results') :]}")
+        every = summary({name: one for report in REPORTS for name, one in known(output, report).items()})
+        readme.write_text(f"{begin}<!-- results{head}\n{every}{rest[rest.index('<!-- /results') :]}")
+
+
+def known(output: Path, report: str) -> dict[str, Any]:
+    """The parts of a report that were measured before."""
+    path = output / f"{report}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def summary(results: Mapping[str, Any]) -> str:
@@ -118,17 +139,17 @@ def summary(results: Mapping[str, Any]) -> str:
             )
     taken = max((result["taken"] for result in results.values()), key=lambda one: one["date"])
     where = f"{taken['machine.cpu']}, {taken['machine.cores']} cores, {taken.get('machine.gpu', 'no GPU')}, {taken['date'][:10]}"
-    return "\n".join(
-        [*lines, "", f"{where}; what each figure compares: [train.md](fer_lab/results/train.md).", ""]
-    )
+    reports = [name for name, parts in REPORTS.items() if set(parts) & results.keys()]
+    compared = " and ".join(f"[{name}.md](fer_lab/results/{name}.md)" for name in reports)
+    return "\n".join([*lines, "", f"{where}; what each figure compares: {compared}.", ""])
 
 
-def table(results: Mapping[str, Any]) -> str:
-    """The results as Markdown: a row per figure, then when and where each part was taken."""
+def table(report: str, results: Mapping[str, Any]) -> str:
+    """The results of a report as Markdown: a row per figure, then when and where each part was taken."""
     lines = [
-        "# Speed of training",
+        {"train": "# Speed of training", "sweep": "# Speed of sweeps"}[report],
         "",
-        "Written by `make bench-train` (`python -m fer_lab.bench`); each part's file in `fer_lab/benchmarks` says what is compared. "
+        f"Written by `make bench-{report}` (`python -m fer_lab.bench`); each part's file in `fer_lab/benchmarks` says what is compared. "
         "Medians over the repeats, with [lowest, highest]; a ratio is taken within each round.",
         "",
         "| figure | ours | peer | ratio | target | met |",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -215,6 +217,27 @@ def build_module(
         ema=cfg.ema,
         seed=cfg.seed,
     )
+
+
+def starting_weights(cfg: DictConfig, uri: str) -> tuple[str | None, str]:
+    """What model.weights means here: imagenet, a path or None; and a digest of it for the signature."""
+    from fer_lab.tracking.find import find_run
+
+    if cfg.model.weights is None or cfg.model.weights == "imagenet":
+        return cfg.model.weights, str(cfg.model.weights)
+    weights = str(cfg.model.weights)
+    path = (
+        find_run(weights, Path(cfg.runs_dir), uri) / "best.pt"
+        if weights.startswith("runs:/")
+        else Path(weights)
+    )
+    return str(path), file_digest(path.expanduser(), file_stamp(path))
+
+
+@cache
+def file_digest(path: Path, stamp: tuple[int, int]) -> str:
+    content = path.read_bytes() if path.is_file() else b""
+    return hashlib.sha256(content).hexdigest()
 
 
 def file_stamp(path: str | Path | None) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.hydra_config import HydraConfig
@@ -27,9 +26,7 @@ def describe(record: RunRecord, cfg: DictConfig, data: FaceData, trial: Trial | 
     write_config(record, cfg)
     write_data(record, cfg, data)
     if trial:
-        words = shlex.join(["python", "-m", "fer_lab.train", *HydraConfig.get().overrides.task])
-        command = {"command": words, "mlflow.source.name": words}
-        record.tags(environment(ROOT) | command | dict(trial.tags))
+        record.tags(environment(ROOT) | dict(trial.tags))
         return
     log_environment(record, ROOT)
     write_split(record, data)
@@ -54,6 +51,8 @@ def write_config(record: RunRecord, cfg: DictConfig) -> None:
 
 
 def write_data(record: RunRecord, cfg: DictConfig, data: FaceData) -> None:
+    import torch
+
     from fer_lab.build import load_data
 
     loaded = load_data(cfg)
@@ -63,6 +62,7 @@ def write_data(record: RunRecord, cfg: DictConfig, data: FaceData) -> None:
             "fer.split": loaded.split_digest,
             "fer.mixes_subjects": data.split.mixes_subjects,
             "fer.skipped_files": len(data.cache.skipped),
+            "fer.threads": torch.get_num_threads(),
         }
     )
     for part in loaded.parts:

@@ -35,6 +35,7 @@ def fit(
     cfg: DictConfig, data: FaceData, module: FerModule, record: RunRecord, trial: Trial | None = None
 ) -> Result:
     """Trains to the last epoch, early stop or pruning, unless that was done before the run was interrupted."""
+    from fer_lab.describe import write_split
     from fer_lab.learning.callbacks import replace
 
     outcome = record.folder / OUTCOME
@@ -55,8 +56,10 @@ def fit(
         }
         replace(outcome, lambda path: path.write_text(json.dumps(facts)))
         checkpoints.last.unlink(missing_ok=True)
-        cost = {f"cost/{name}": facts[name] for name in ("parameters", "seconds")}
-        record.metrics(cost, step=checkpoints.best_epoch)
+        if trial:
+            record.metrics(cost_of(facts), step=checkpoints.best_epoch)  # what trials are compared by, too
+            if best_weights(record).exists():
+                write_split(record, data)  # for whoever evaluates them
     return result_of(record)
 
 
@@ -85,15 +88,19 @@ def result_of(record: RunRecord) -> Result:
         for epoch, value in points
         if epoch == best
     }
-    cost = {f"cost/{name}": float(facts[name]) for name in ("parameters", "seconds") if name in facts}
     return Result(
         score=float(facts["best_score"]),
         state=facts["state"],
         run=record.name,
         epochs=facts["epochs"],
         seconds=facts["seconds"],
-        metrics=metrics | cost,
+        metrics=metrics | cost_of(facts),
     )
+
+
+def cost_of(facts: dict[str, Any]) -> dict[str, float]:
+    """Absent from outcomes of before sweeps: the number of parameters."""
+    return {f"cost/{name}": float(facts[name]) for name in ("parameters", "seconds") if name in facts}
 
 
 def history(record: RunRecord) -> dict[str, list[tuple[int, float]]]:

@@ -30,11 +30,11 @@ def probe(cfg: DictConfig) -> dict[str, Any]:
     highest use of the GPU, or of this process where there is none. Leaves no run behind. Raises LearningError where
     the monitor is not logged, and whatever the configuration itself fails with.
     """
-    from fer_lab.build import build_data, build_module, device_of
+    from fer_lab.build import build_data, build_module, device_of, starting_weights
     from fer_lab.frozen import net_on_shared_backbone
     from fer_lab.learning.module import LearningError
     from fer_lab.tracking.address import tracking_uri
-    from fer_lab.train import collect_garbage, refuse_what_cannot_be, set_threads, starting_weights
+    from fer_lab.train import collect_garbage, refuse_what_cannot_be, set_threads
 
     refuse_what_cannot_be(cfg, alone=True)
     collect_garbage()

@@ -28,16 +28,17 @@ def repeat_first_epoch(config: DictConfig, name: str) -> bool:
     """Trains one epoch of `config` in a place of its own and says how its numbers differ from those of run `name`."""
     from fer_lab.fit import history
     from fer_lab.tracking.environment import CodeState
+    from fer_lab.tracking.forward import settle
     from fer_lab.tracking.record import RunRecord
     from fer_lab.train import train
 
     before = RunRecord(Path(config.runs_dir) / name)
     with tempfile.TemporaryDirectory(prefix="fer_lab_repeat_") as place:
-        again = OmegaConf.merge(
-            config, {"runs_dir": place, "tracking": {"uri": f"sqlite:///{place}/mlflow.db"}, "rerun": False}
-        )
+        apart = [f"runs_dir={place}", f"tracking.uri=sqlite:///{place}/mlflow.db", "rerun=false"]
+        again = OmegaConf.merge(config, OmegaConf.from_dotlist([*apart, *as_it_was(before.folder)]))
         assert isinstance(again, DictConfig)
         result = train(again, FirstEpoch())
+        settle()  # before its place is gone
         found = first(history(RunRecord(Path(place) / result.run)))
         known = first(history(before))
     different = {
@@ -53,6 +54,14 @@ def repeat_first_epoch(config: DictConfig, name: str) -> bool:
     if not different:
         print(f"the first epoch of {name} came out the same to the last digit ({len(found)} numbers)")
     return not different
+
+
+def as_it_was(folder: Path) -> list[str]:
+    """Sums over other numbers of threads differ in their last digits."""
+    from fer_lab.tracking.record import RunRecord
+
+    threads = RunRecord(folder).tag("fer.threads")
+    return [f"threads={threads}"] if threads else []
 
 
 def first(numbers: Mapping[str, list[tuple[int, float]]]) -> dict[str, float]:

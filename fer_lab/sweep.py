@@ -65,6 +65,11 @@ class Host:
 
         return crown(config, sweep_name)
 
+    def as_it_was(self, folder: Path) -> list[str]:
+        from fer_lab.repeat import as_it_was
+
+        return as_it_was(folder)
+
     def check(self, config: DictConfig, run: str) -> bool:
         from fer_lab.repeat import repeat_first_epoch
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import time
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -48,9 +46,9 @@ def train(cfg: DictConfig, trial: Trial | None = None) -> Result:
     refuse_what_cannot_be(cfg, alone=trial is not None)
     if trial:
         collect_garbage()
-    from fer_lab.build import build_data, build_module, device_of, make_net, signature
-    from fer_lab.describe import describe, judge_once, write_split
-    from fer_lab.fit import best_weights, fit
+    from fer_lab.build import build_data, build_module, device_of, make_net, signature, starting_weights
+    from fer_lab.describe import describe, judge_once
+    from fer_lab.fit import fit
     from fer_lab.tracking.address import tracking_uri
     from fer_lab.tracking.forward import tracked
     from fer_lab.tracking.record import open_run, reconcile
@@ -58,10 +56,8 @@ def train(cfg: DictConfig, trial: Trial | None = None) -> Result:
     uri, runs = tracking_uri(cfg.tracking.uri), Path(cfg.runs_dir)
     data = build_data(cfg)
 
-    from fer_lab.frozen import (  # torch: only now, when the data are there
-        net_on_shared_backbone,
-        use_frozen_features,
-    )
+    # imports torch: only now, when nothing is wrong with the data
+    from fer_lab.frozen import net_on_shared_backbone, use_frozen_features
 
     set_threads(cfg.threads)
     weights, weights_digest = starting_weights(cfg, uri)
@@ -80,15 +76,13 @@ def train(cfg: DictConfig, trial: Trial | None = None) -> Result:
             if cfg.cache_features:
                 use_frozen_features(data, module, cfg.cache_dir)
             result = fit(cfg, data, module, record, trial)
-            if trial is None:
-                module.to(device_of(cfg))  # Lightning leaves it on the CPU
-                judgements = judge_once(cfg, data, module, record)
-            elif result.state == "pruned":
+            if result.state == "pruned":
                 record.close("pruned", f"after {result.epochs} of {cfg.trainer.max_epochs} epochs")
-            elif best_weights(record).exists():
-                write_split(record, data)  # for whoever evaluates them
-        if trial is None:
-            conclude(record, judgements)
+            if trial:
+                return result
+            module.to(device_of(cfg))  # Lightning leaves it on the CPU
+            judgements = judge_once(cfg, data, module, record)
+        conclude(record, judgements)
         return result
 
 
@@ -128,28 +122,6 @@ def set_threads(threads: int | None) -> None:
 
     if threads:
         torch.set_num_threads(threads)
-
-
-def starting_weights(cfg: DictConfig, uri: str) -> tuple[str | None, str]:
-    """What model.weights means here: imagenet, a path or None; and a digest of it for the signature."""
-    from fer_lab.build import file_stamp
-    from fer_lab.tracking.find import find_run
-
-    if cfg.model.weights is None or cfg.model.weights == "imagenet":
-        return cfg.model.weights, str(cfg.model.weights)
-    weights = str(cfg.model.weights)
-    path = (
-        find_run(weights, Path(cfg.runs_dir), uri) / "best.pt"
-        if weights.startswith("runs:/")
-        else Path(weights)
-    )
-    return str(path), file_digest(path.expanduser(), file_stamp(path))
-
-
-@cache
-def file_digest(path: Path, stamp: tuple[int, int]) -> str:
-    content = path.read_bytes() if path.is_file() else b""
-    return hashlib.sha256(content).hexdigest()
 
 
 def run_name(cfg: DictConfig, runs: Path, identity: str) -> str:

@@ -22,12 +22,13 @@ DRAWN = {"train": 1280, "validation": 256, "test": 256}
 
 @dataclass(frozen=True)
 class Setting:
-    """`place` is removed afterwards; `root` is FER2013 as folders, or None for drawn faces in its layout."""
+    """`place` is removed afterwards; `root` is FER2013 as folders, or None for drawn faces in its layout; `output` is for pictures."""
 
     place: Path
     cache_dir: Path
     root: Path | None
     threads: int | None
+    output: Path
     drawn: float = 1.0
 
     @property

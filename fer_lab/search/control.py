@@ -26,7 +26,7 @@ from fer_lab.search.ledger import best_so_far, ended, running, trials_of
 from fer_lab.search.limits import enough
 from fer_lab.search.plan import check, follow_space, keep_points, make_plan
 from fer_lab.search.preflight import duration
-from fer_lab.search.stages import Studies, confirmed, winner_of
+from fer_lab.search.stages import Studies, advance, confirmed, winner_of
 from fer_lab.search.sweep import Sweep
 
 POLL_SECONDS = 0.5
@@ -49,8 +49,10 @@ def control(sweep: Sweep) -> None:
                 finish(sweep, studies, parent)
         except BaseException as error:
             crew.leave()
+            if isinstance(error, SearchError):
+                studies["trials"].set_user_attr("stop", "it was refused")
             if isinstance(error, KeyboardInterrupt):
-                print("\nstopped; running trials keep their checkpoints, the same command goes on")
+                print(f"\n{crew.farewell}", flush=True)
                 sys.exit(130)
             raise
         crew.join()
@@ -60,7 +62,7 @@ def control(sweep: Sweep) -> None:
 @contextmanager
 def alone(sweep: Sweep) -> Iterator[None]:
     """One controller a sweep; its workers may be as many as they like."""
-    lock = FileLock(sweep.folder / CONTROLLER, timeout=0)
+    lock = FileLock(sweep.folder / CONTROLLER, timeout=1)  # a worker may be looking whether there is one
     try:
         lock.acquire()
     except Timeout:
@@ -111,6 +113,7 @@ def reopen(sweep: Sweep, studies: Studies) -> None:
         "stop": "",
         "over": "",
         "open": False,
+        "checked": 0,
         "n_trials": sweep.options.n_trials,
         "until": time.time() + duration(timeout) if timeout is not None else 0,
         "space": sweep.space.facts(),
@@ -138,6 +141,7 @@ def begin(sweep: Sweep, studies: Studies, crew: Crew, parent: Parent) -> None:
     kept = ("n_trials", "sampler", "pruner", "storage", "seed", "seeds")
     parent.params({"sweep": {key: sweep.options[key] for key in kept}})
     trials.set_user_attr("open", True)
+    advance(sweep, studies)  # nobody has to be launched where nothing is left to do
 
 
 def watch(sweep: Sweep, studies: Studies, crew: Crew, parent: Parent) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -19,7 +20,8 @@ from hydra._internal.utils import get_args
 from omegaconf import OmegaConf
 
 from fer_lab.search.errors import SearchFailed
-from fer_lab.search.ledger import is_alive, place, trials_of, worker_facts
+from fer_lab.search.grammar import word
+from fer_lab.search.ledger import MISSED_BEATS, is_alive, place, running, trials_of, worker_facts
 from fer_lab.search.stages import Studies
 from fer_lab.search.sweep import Sweep
 
@@ -46,12 +48,11 @@ class Crew:
         self.failure: BaseException | None = None
         self.here: Worker | None = None
         self.deaths, self.ended_before = 0, 0
+        self.pulse, self.felt = "", 0.0
 
     def start(self) -> None:
+        """Local workers; a launcher waits until there is something to do."""
         (self.sweep.folder / "workers").mkdir(exist_ok=True)
-        if self.launched:
-            self.thread = threading.Thread(target=self.launch, name="launcher", daemon=True)
-            self.thread.start()
         for index in range(0 if self.launched else self.size - living(self.sweep.folder)):
             self.spawn(index)
 
@@ -75,14 +76,16 @@ class Crew:
         return (self.sweep.folder / "workers" / f"{index}.log").open("ab")
 
     def launch(self) -> None:
-        """Blocks until every job of the launcher has ended."""
+        """Blocks until every job of the launcher has ended, or one of them badly."""
         from hydra.core.plugins import Plugins
 
         from fer_lab.search.worker import Worker
 
         try:
             launcher = Plugins.instance().instantiate_launcher(
-                hydra_context=self.sweep.context, task_function=Worker(self.sweep), config=self.sweep.config
+                hydra_context=self.sweep.context,
+                task_function=Worker(replace(self.sweep)),  # a copy without an open store: it travels
+                config=self.sweep.compose([word("hydra.sweep.dir", str(self.sweep.folder / "workers"))]),
             )
             launcher.launch([list(self.sweep.words)] * max(1, self.size), initial_job_idx=0)
         except BaseException as error:
@@ -90,13 +93,12 @@ class Crew:
 
     def mend(self, studies: Studies) -> None:
         """Another worker for each that died; refuses to go on when they die without getting anything done."""
-        if self.size == 0 and not self.launched:
+        if self.launched:
+            self.mend_launched(studies)
+            return
+        if self.size == 0:
             self.work_here()
             return
-        if self.thread is not None and not self.thread.is_alive():
-            raise SearchFailed(
-                f"the launcher's workers ended before the sweep did: {self.failure or 'no reason given'}"
-            )
         ended = sum(trial.state.is_finished() for study in studies.values() for trial in trials_of(study))
         if ended > self.ended_before:
             self.ended_before, self.deaths = ended, 0
@@ -107,6 +109,43 @@ class Crew:
             if self.deaths > 3 * self.size:
                 raise SearchFailed(f"workers die at once; the last one said:\n{self.last_words(index)}")
             self.spawn(index)
+
+    def mend_launched(self, studies: Studies) -> None:
+        """Asks the launcher once, unless jobs of an earlier command are still at work. While any job lives the sweep goes
+        on, even where the launcher says that another one failed."""
+        if self.thread is not None and self.thread.is_alive():
+            return
+        alive = self.feels_life(studies)
+        if self.thread is None and not (alive and self.is_at_work(studies)):
+            self.thread = threading.Thread(target=self.launch, name="launcher", daemon=True)
+            self.thread.start()
+        elif not alive:
+            raise SearchFailed(
+                f"the launcher's workers ended before the sweep did: {self.failure or 'their time was over'}\n"
+                "Running trials keep their checkpoints, the same command goes on"
+            )
+
+    def is_at_work(self, studies: Studies) -> bool:
+        return any(map(running, studies.values())) or living(self.sweep.folder) > 0
+
+    def feels_life(self, studies: Studies) -> bool:
+        """Whether a worker lives: on this machine, or elsewhere by what happens to the trials."""
+        trials = [trial for study in studies.values() for trial in study.get_trials(deepcopy=False)]
+        pulse = str([(trial.number, trial.state, trial.user_attrs.get("beat")) for trial in trials])
+        if pulse != self.pulse:
+            self.pulse, self.felt = pulse, time.monotonic()
+        patience = MISSED_BEATS * self.sweep.options.heartbeat
+        return living(self.sweep.folder) > 0 or time.monotonic() - self.felt < patience
+
+    @property
+    def farewell(self) -> str:
+        """After Ctrl-C or SIGTERM. A launcher's jobs outlive their controller, on purpose."""
+        if self.thread is None:
+            return "stopped; running trials keep their checkpoints, the same command goes on"
+        return (
+            "no longer watched; the launcher's jobs go on by themselves, the same command watches them again, "
+            f"`python -m fer_lab.sweep stop {self.sweep.name} now` ends them"
+        )
 
     def work_here(self) -> None:
         """One step of a worker in this process, where a debugger can follow it."""
@@ -122,11 +161,12 @@ class Crew:
         return "\n".join(text.splitlines()[-30:])
 
     def leave(self) -> None:
-        """Tell the workers to hand on what they train, and wait for them."""
+        """Tell the workers of our own to hand on what they train, and wait for them."""
         for process in self.processes.values():
             if process.poll() is None:
                 process.terminate()
-        self.join()
+        if not self.launched:
+            self.join()
 
     def join(self) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS

@@ -69,6 +69,9 @@ class Host(Protocol):
     def final(self, config: DictConfig, sweep_name: str) -> dict[str, Any]:
         """Judge the winner once and register it; facts to show."""
 
+    def as_it_was(self, folder: Path) -> list[str]:
+        """Words that a run was not given but that its last digits depend on, such as its threads."""
+
     def check(self, config: DictConfig, run: str) -> bool:
         """Train the first epoch again and say how it differs from what `run` recorded; whether it does not."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from optuna import create_trial
+from optuna import Study, create_trial
 from optuna.trial import FrozenTrial
 
 from fer_lab.search.crew import Crew
@@ -23,7 +23,7 @@ COMPOSING = ("ConfigCompositionException", "MissingConfigException", "ConfigAttr
 
 def check(sweep: Sweep, studies: Studies, crew: Crew) -> None:
     """Composes every choice here while the workers start, lets them step through the extremes, and raises SearchError
-    with everything that is wrong."""
+    with everything that is wrong. A launcher is asked for workers only if all composes."""
     jobs: list[dict[str, Any]] = [
         {"overrides": list(words)} for words in sweep.space.extremes(list(sweep.options.extremes))
     ]
@@ -41,20 +41,46 @@ def check(sweep: Sweep, studies: Studies, crew: Crew) -> None:
     except SearchError as fault:
         faults.append(str(fault))
     faults += composition_faults(sweep.compose, sweep.space)
-    if faults:  # what composes must not hide what is wrong with all of them
+    if not faults:
+        studies["trials"].set_user_attr("checked", crew.size)
+    elif not crew.launched:  # what composes must not hide what is wrong with all of them
         jobs.append({"overrides": [], "at": time.time()})
         ask_for(study, jobs[-1:])
-    keys = {key_of(job) for job in jobs}
-    while unfinished(study):
+    while unfinished(study) and not (faults and crew.launched):
         crew.mend(studies)
         time.sleep(0.1)
-    for trial in ended(study):
-        if trial.user_attrs.get("job") in keys and trial.user_attrs.get("state") == "failed":
-            words, error = " ".join(trial.user_attrs["overrides"]), trial.user_attrs["error"]
-            if not faults or not error.startswith(COMPOSING):  # those are told above, in better words
-                faults.append(f"{words or 'with the defaults'}: {error}")
+    for trial in failed_steps(study, [job["overrides"] for job in jobs]):
+        words, error = " ".join(trial.user_attrs["overrides"]), trial.user_attrs["error"]
+        if not faults or not error.startswith(COMPOSING):  # those are told above, in better words
+            faults.append(f"{words or 'with the defaults'}: {error}")
     if faults:
         raise SearchError("\n".join(dict.fromkeys(faults)))
+
+
+def failed_steps(study: Study, steps: Iterable[Sequence[str]]) -> list[FrozenTrial]:
+    """Those of these words whose latest step failed."""
+    latest = {tuple(trial.user_attrs["overrides"]): trial for trial in ended(study)}
+    found = [latest[words] for words in map(tuple, steps) if words in latest]
+    return [trial for trial in found if trial.user_attrs.get("state") == "failed"]
+
+
+def open_alone(sweep: Sweep, studies: Studies) -> bool:
+    """For idle workers without a controller: opens the sweep that it had checked. Whether there is one to wait for.
+
+    Of jobs in a queue the first may start hours after their controller is gone.
+    """
+    study, trials = studies["preflight"], studies["trials"]
+    if not trials.user_attrs.get("checked"):
+        return False
+    if unfinished(study):
+        return True
+    if failed_steps(study, sweep.space.extremes(list(sweep.options.extremes))):
+        trials.set_user_attr("stop", "a step before the first trial failed")
+        return False
+    if not trials.user_attrs.get("open"):
+        print(make_plan(sweep, studies, trials.user_attrs["checked"]), flush=True)
+        trials.set_user_attr("open", True)
+    return True
 
 
 def follow_space(sweep: Sweep, studies: Studies) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from pathlib import Path
 
 from hydra.types import HydraContext
 from omegaconf import DictConfig
@@ -52,7 +53,12 @@ def rerun(sweep: Sweep) -> None:
     """The trial's own command line, as it would be typed, in place of this process."""
     trial = trial_of(sweep)
     module = getattr(sys.modules["__main__"].__spec__, "name", "fer_lab.sweep")
-    words = [*sweep.words, *trial.user_attrs["overrides"]]
+    run = trial.user_attrs.get("run", "")
+    words = [
+        *sweep.words,
+        *trial.user_attrs["overrides"],
+        *sweep.host.as_it_was(Path(sweep.config.runs_dir) / run),
+    ]
     line = ["-m", module, "hydra.mode=RUN", *words, "rerun=true"]
     print(f"python {shlex.join(line)}", flush=True)
     os.execv(sys.executable, [sys.executable, *line])

@@ -7,38 +7,34 @@ there, is made anew from it.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sqlite3
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy
 from filelock import FileLock, Timeout
-from optuna import Study, create_study
-from optuna.distributions import distribution_to_json, json_to_distribution
+from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.storages.journal import JournalFileBackend
 
 from fer_lab.search.errors import SearchError
+from fer_lab.search.lines import TRIALS, WholeLines, agrees, fill, keep_damaged
 
-TRIALS = "trials.jsonl"
 FILES = {"sqlite": "study.db", "journal": "study.journal"}
 CHOICES = (
     "write hydra.sweeper.storage=sqlite, journal, a file NAME.db or NAME.journal, or an address such as "
     "postgresql://USER:PASSWORD@HOST/DATABASE"
 )
+SERVER_SECONDS = 120.0
+"""How long to try a server that does not answer."""
 LOCK_SECONDS = 60.0
 """How long to wait for another process's transaction."""
-STALE_SECONDS = 15
-"""After which the lock of a killed writer is broken; writing takes milliseconds."""
 NETWORK = re.compile(
     r"nfs\d?|cifs|smb\w*|lustre|gpfs|beegfs\w*|ceph|glusterfs|panfs|pvfs2|orangefs|afs|9p"
     r"|fuse\.(sshfs|glusterfs|ceph|rclone|juicefs|s3fs|beegfs|lustre)[\w-]*"
@@ -88,7 +84,7 @@ def _open_sqlite(path: Path, folder: Path) -> RDBStorage:
             if not path.exists():
                 with _appearing_whole(path) as part:
                     storage = _connect_sqlite(part)
-                    _fill(storage, folder, path)
+                    fill(storage, folder, path)
                     storage.engine.dispose()
     except Timeout:
         raise SearchError(
@@ -198,48 +194,15 @@ def file_system(path: Path, mounts: str) -> str:
 # Journal: one file that needs no locks of the file system, so that machines may share it
 
 
-class _MendingLock(JournalFileOpenLock):
-    """Its holder finds whole lines: the half line of a writer that was killed, or met a full disk, is cut off."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path), grace_period=STALE_SECONDS)
-        self._path = path
-
-    def acquire(self) -> bool:
-        held = super().acquire()
-        if self._path.exists():
-            _cut_half_line(self._path)
-        return held
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
 def _open_journal(path: Path, folder: Path) -> JournalStorage:
-    lock = _MendingLock(path)
+    lock = WholeLines(path)
     with lock:
         if path.exists():
             _mend(path, folder)
         else:
             with _appearing_whole(path) as part:
-                _fill(JournalStorage(JournalFileBackend(str(part))), folder, path)
+                fill(JournalStorage(JournalFileBackend(str(part))), folder, path)
     return JournalStorage(JournalFileBackend(str(path), lock))
-
-
-def _cut_half_line(path: Path) -> None:
-    """Nobody has read it, since readers take whole lines."""
-    with path.open("r+b") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-        if file.read() in (b"", b"\n"):
-            return
-        file.seek(0)
-        text = file.read()
-        whole = text.rfind(b"\n") + 1
-        _keep_damaged(path, [text[whole:]])
-        file.truncate(whole)
 
 
 def _mend(path: Path, folder: Path) -> None:
@@ -250,13 +213,13 @@ def _mend(path: Path, folder: Path) -> None:
         return
     mended = path.with_name(f"{path.name}.mended")
     mended.write_bytes(b"".join(line for line in lines if _is_record(line)))
-    if not _agrees(JournalStorage(JournalFileBackend(str(mended))), folder):
+    if not agrees(JournalStorage(JournalFileBackend(str(mended))), folder):
         mended.unlink()
         raise SearchError(
             f"{path} has lost whole records: end all workers of the sweep and `mv {path} {path}.damaged`; the same "
             f"command then makes it anew from {folder / TRIALS}"
         )
-    _keep_damaged(path, damaged)
+    keep_damaged(path, damaged)
     mended.replace(path)
 
 
@@ -265,13 +228,6 @@ def _is_record(line: bytes) -> bool:
         return "op_code" in json.loads(line)
     except (ValueError, TypeError):
         return False
-
-
-def _keep_damaged(path: Path, lines: list[bytes]) -> None:
-    aside = path.with_name(f"{path.name}.damaged")
-    with aside.open("ab") as file:
-        file.writelines(line.rstrip(b"\n") + b"\n" for line in lines)
-    print(f"{path.name}: {len(lines)} torn or empty lines moved to {aside.name}")
 
 
 # Servers
@@ -284,14 +240,36 @@ def _open_server(url: sqlalchemy.URL) -> RDBStorage:
         url = url.set(drivername="postgresql+psycopg")
     for pause in (0.2, 0.4, 0.8):
         try:
-            return _connect_database(url, engine)
+            return _patient(_connect_database(url, engine))
         except SearchError as error:
             if not isinstance(
                 error.__cause__, sqlalchemy.exc.IntegrityError | sqlalchemy.exc.ProgrammingError
             ):
                 raise
             time.sleep(pause)
-    return _connect_database(url, engine)
+    return _patient(_connect_database(url, engine))
+
+
+def _patient(storage: RDBStorage) -> RDBStorage:
+    """A server that is restarted costs a sweep some seconds, and no trial."""
+    for name in BaseStorage.__abstractmethods__:
+        setattr(storage, name, _again(getattr(storage, name)))
+    return storage
+
+
+def _again(call: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(call)
+    def patiently(*arguments: Any, **options: Any) -> Any:
+        deadline = time.monotonic() + SERVER_SECONDS
+        while True:
+            try:
+                return call(*arguments, **options)
+            except StorageInternalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    return patiently
 
 
 def _connect_database(url: sqlalchemy.URL, engine: dict[str, Any]) -> RDBStorage:
@@ -313,88 +291,3 @@ def _connect_database(url: sqlalchemy.URL, engine: dict[str, Any]) -> RDBStorage
         ) from error
     except RuntimeError as error:  # tables of another Optuna
         raise SearchError(f"storage {shown}: {error}") from error
-
-
-# trials.jsonl
-
-
-def record_trial(folder: Path, study: Study, trial: FrozenTrial) -> None:
-    """Append what is known of a finished trial, and of its study, to the folder's trials.jsonl."""
-    line = {
-        "study": study.study_name,
-        "directions": [direction.name.lower() for direction in study.directions],
-        "study_attrs": study.user_attrs,
-        "number": trial.number,
-        "state": trial.state.name,
-        "values": trial.values,
-        "params": trial.params,
-        "distributions": {key: distribution_to_json(found) for key, found in trial.distributions.items()},
-        "user_attrs": trial.user_attrs,
-        "system_attrs": trial.system_attrs,
-        "intermediate_values": trial.intermediate_values,
-        "started": trial.datetime_start and trial.datetime_start.isoformat(),
-        "completed": trial.datetime_complete and trial.datetime_complete.isoformat(),
-    }
-    path = folder / TRIALS
-    with _MendingLock(path), path.open("ab") as file:
-        file.write(json.dumps(line).encode() + b"\n")
-
-
-def rebuild(storage: BaseStorage, folder: Path) -> int:
-    """Make the studies of the folder's trials.jsonl in an empty store; returns how many trials they have.
-
-    Trials keep their numbers; one that was never told leaves a lost trial in its place.
-    """
-    recorded = _recorded(folder)
-    lost = create_trial(state=TrialState.FAIL, user_attrs={"state": "lost", "error": f"not in {TRIALS}"})
-    for name, lines in recorded.items():
-        newest = max(lines.values(), key=lambda line: line["completed"] or "")
-        study = create_study(study_name=name, storage=storage, directions=newest["directions"])
-        for key, value in newest["study_attrs"].items():
-            study.set_user_attr(key, value)
-        for number in range(max(lines) + 1):
-            study.add_trial(_trial(lines[number]) if number in lines else lost)
-    return sum(map(len, recorded.values()))
-
-
-def _fill(storage: BaseStorage, folder: Path, path: Path) -> None:
-    if count := rebuild(storage, folder):
-        print(f"{path} was made anew with {count} trials of {TRIALS} (delete both to start over)")
-
-
-def _agrees(storage: BaseStorage, folder: Path) -> bool:
-    """Whether a store knows the trials of trials.jsonl by the same numbers."""
-    known = {study.study_name: storage.get_all_trials(study._study_id) for study in storage.get_all_studies()}
-    return all(
-        number < len(known.get(name, ())) and known[name][number].params == line["params"]
-        for name, lines in _recorded(folder).items()
-        for number, line in lines.items()
-    )
-
-
-def _recorded(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
-    """By study and trial number the last whole line."""
-    found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
-    path = folder / TRIALS
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # its writer was killed
-        found[line["study"]][line["number"]] = line
-    return found
-
-
-def _trial(line: dict[str, Any]) -> FrozenTrial:
-    trial = create_trial(
-        state=TrialState[line["state"]],
-        values=line["values"],
-        params=line["params"],
-        distributions={key: json_to_distribution(text) for key, text in line["distributions"].items()},
-        user_attrs=line["user_attrs"],
-        system_attrs=line["system_attrs"],
-        intermediate_values={int(step): value for step, value in line["intermediate_values"].items()},
-    )
-    trial.datetime_start = line["started"] and datetime.fromisoformat(line["started"])
-    trial.datetime_complete = line["completed"] and datetime.fromisoformat(line["completed"])
-    return trial

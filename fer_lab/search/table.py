@@ -64,9 +64,10 @@ def seconds_left(sweep: Sweep, studies: Mapping[str, Study]) -> float | None:
 
 def live(sweep: Sweep, studies: Mapping[str, Study]) -> Group:
     """The whole sweep: what runs, the best five, the summary."""
-    table = Table(box=None, pad_edge=False)
-    for title in ("trial", "state", "epoch", "score", "since", "settings"):
-        table.add_column(title, overflow="ellipsis", no_wrap=True)
+    table = Table(box=None, pad_edge=False, expand=True)
+    for title in ("trial", "state", "epoch", "score", "since"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("settings", overflow="ellipsis", no_wrap=True, ratio=1)
     for job in ("preflight", "confirm", "ablation", "final", "trials"):
         for trial in trials_of(studies[job]):
             if state_of(trial) == "running":

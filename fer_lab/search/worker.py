@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import shlex
 import signal
 import threading
 import time
@@ -20,14 +21,18 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from fer_lab.search import ledger
-from fer_lab.search.crew import is_controlled, present
+from fer_lab.search.crew import is_controlled, module_name, present
 from fer_lab.search.limits import enough
+from fer_lab.search.lines import record_trial
+from fer_lab.search.plan import open_alone
 from fer_lab.search.preflight import duration
 from fer_lab.search.samplers import make_sampler
 from fer_lab.search.stages import advance, is_over
-from fer_lab.search.stores import record_trial
 from fer_lab.search.sweep import JOBS, Sweep
 
+ADVANCE = ".advance.lock"
+LEAVE = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+"""The last two are how SLURM warns of the wall time; submitit would throw an exception into the trial."""
 IDLE_SECONDS = 0.2
 MARGIN_SECONDS = 60.0
 """How long before the wall time a worker leaves."""
@@ -67,16 +72,17 @@ class Worker:
                 return True
         if is_over(self.studies) or not self.is_wanted():
             return False
-        with suppress(Timeout), FileLock(self.sweep.folder / ".advance.lock", timeout=0):
+        with suppress(Timeout), FileLock(self.sweep.folder / ADVANCE, timeout=0):
             advance(self.sweep, self.studies)
         time.sleep(IDLE_SECONDS)
         return True
 
     def is_wanted(self) -> bool:
-        """A sweep that is not open yet waits for its controller; without one nobody would ever open it."""
-        if self.studies["trials"].user_attrs.get("open"):
+        """A sweep that is not open yet waits for its controller; without one, whoever is idle opens it."""
+        if self.studies["trials"].user_attrs.get("open") or is_controlled(self.sweep.folder):
             return True
-        return is_controlled(self.sweep.folder)
+        with FileLock(self.sweep.folder / ADVANCE):
+            return open_alone(self.sweep, self.studies)
 
     def may_take(self, job: str) -> bool:
         stopped = self.studies["trials"].user_attrs.get("stop")
@@ -127,7 +133,7 @@ class Worker:
         if threading.current_thread() is not threading.main_thread():
             yield  # a launcher's thread: its process gets no signals of ours
             return
-        before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {number: signal.signal(number, leave) for number in LEAVE}
         try:
             yield
         finally:
@@ -169,7 +175,13 @@ class Attempt:
 
     @property
     def tags(self) -> Mapping[str, str]:
-        return {"fer.sweep": self.sweep.name, "fer.job": self.job, "fer.trial": str(self.trial.number)}
+        """With the command that trains this trial alone."""
+        words = [*self.sweep.words, *self.frozen.user_attrs.get("overrides", [])]
+        command = shlex.join(["python", "-m", module_name() or "fer_lab.sweep", "hydra.mode=RUN", *words])
+        return {
+            "fer.sweep": self.sweep.name, "fer.job": self.job, "fer.trial": str(self.trial.number),
+            "command": command, "mlflow.source.name": command,
+        }  # fmt: skip
 
     def run(self) -> None:
         """Never raises for what goes wrong in a trial; the worker leaves after an interruption."""
@@ -201,6 +213,7 @@ class Attempt:
             return list(explicit)
         words = self.sweep.space.suggest(self.trial)
         self.trial.set_user_attr("overrides", words)
+        self.frozen.user_attrs["overrides"] = words
         return words
 
     def copy_twin(self, words: list[str]) -> bool:

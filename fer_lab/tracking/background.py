@@ -71,6 +71,7 @@ class Background(threading.Thread):
                 self.reachable = True
             except Refused as refusal:
                 log.warning("%s; the record is kept in %s", refusal, followed.sender.folder)
+                ended = True
             except Timeout:
                 continue
             except Exception as error:

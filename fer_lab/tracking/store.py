@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from filelock import FileLock
 
 from fer_lab.tracking.address import redacted
+from fer_lab.tracking.calls import calls
 from fer_lab.tracking.record import SPOOL, Event, RunRecord, read_events
 
 if TYPE_CHECKING:
@@ -45,11 +46,8 @@ BATCH = {"metrics": 800, "params": 80, "tags": 80}
 """Rows per call, below MLflow's limits of 1000, 100 and 100, of 1000 in all, and of 1 MB."""
 RUN_NAME, PARENT = "mlflow.runName", "fer.parent"
 """Tags of a record that say how MLflow shows the run, and which record's run it is nested in."""
-PARENT_SECONDS = 10
+PARENT_SECONDS = 2
 """How long to wait for a process that holds a parent's record but has not yet made its run."""
-TOGETHER = (("params", "tags", "metrics"), ("dataset",))
-ALONE = ("artifact", "state")
-"""Kinds of events that share a call, and that have their own."""
 REFUSALS = (
     "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE", "BAD_REQUEST",
 )  # fmt: skip
@@ -161,7 +159,7 @@ class Sender:
             if self._doubtful:
                 self._send_late_files()
             events = list(read_events(self.folder, self.offset))
-            for group, offset in _calls(events, self.offset):
+            for group, offset in calls(events, self.offset):
                 self._send_group(group)
                 self._note(offset)
             if events:
@@ -341,21 +339,6 @@ class Sender:
             self._client.update_run(self.run_id, status="RUNNING")
         else:
             self._client.set_terminated(self.run_id, STATUS[event["state"]], end_time=event["time"])
-
-
-def _calls(events: Sequence[tuple[Event, int]], start: int) -> Iterator[tuple[list[Event], int]]:
-    """The events that go out in one call each, with the offset up to which the record is sent after it.
-
-    Numbers go first, as many as fit, and the state last; of a file or a state that comes several times only the last.
-    """
-    newest = {(event["event"], event.get("path")): event for event, _ in events}.values()
-    together = [[event for event, _ in events if event["event"] in kinds] for kinds in TOGETHER]
-    alone = [[event] for kind in ALONE for event in newest if event["event"] == kind]
-    calls = [part[row : row + 200] for part in together for row in range(0, len(part), 200)] + alone
-    begins = dict(zip((id(event) for event, _ in events), (start, *(end for _, end in events)), strict=False))
-    for done, call in enumerate(calls, 1):
-        unsent = [begins[id(event)] for later in calls[done:] for event in later]
-        yield call, min(unsent, default=events[-1][1])
 
 
 def _key(name: str) -> str:

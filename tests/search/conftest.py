@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,10 +64,10 @@ class Place:
             stderr=subprocess.STDOUT,
         )
 
-    def study(self, job: str = "") -> optuna.Study:
+    def study(self, job: str = "", address: str = "sqlite") -> optuna.Study:
         from fer_lab.search.stores import open_storage
 
-        storage = open_storage("sqlite", self.folder)
+        storage = open_storage(address, self.folder)
         return optuna.load_study(study_name=f"toy{job}", storage=storage)
 
     @property
@@ -92,3 +94,52 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
+
+
+BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+
+
+class Server:
+    """A PostgreSQL server of the test's own, on a socket in its own folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(mode=0o755)
+        if os.geteuid() == 0:
+            shutil.chown(folder, "postgres", "postgres")
+        self.call("initdb", "--auth=trust", "--username=sweep", "--no-sync")
+        self.call(
+            "pg_ctl",
+            "start",
+            "--wait",
+            "--log",
+            f"{folder}/log",
+            "-o",
+            f"-c listen_addresses= -c fsync=off -c unix_socket_directories={folder}",
+        )
+        self.address = f"postgresql://sweep:secret@/postgres?host={folder}"
+
+    def call(self, program, *words):
+        user = (
+            ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
+        )
+        command = [*user, BINARIES[-1] / program, *words]
+        environment = os.environ | {"PGDATA": str(self.folder / "data")}
+        subprocess.run(command, cwd="/", env=environment, check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+    def restart(self):
+        self.call("pg_ctl", "restart", "--wait", "--mode=immediate", "--log", f"{self.folder}/log")
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A real PostgreSQL, where Debian's package is installed."""
+    if not BINARIES or (os.geteuid() == 0 and not shutil.which("setpriv")):
+        pytest.skip("no PostgreSQL server here: apt-get install postgresql")
+    with tempfile.TemporaryDirectory(prefix="fer-pg-", dir="/tmp") as folder:  # a socket's path is short
+        Path(folder).chmod(0o755)
+        server = Server(Path(folder) / "server")
+        try:
+            yield server
+        finally:
+            server.call("pg_ctl", "stop", "--mode=immediate")

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import optuna
@@ -18,16 +16,18 @@ from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from fer_lab.search import stores
+from fer_lab.search import lines, stores
 from fer_lab.search.errors import SearchError
-from fer_lab.search.stores import file_system, open_storage, rebuild, record_trial, refuse_network
+from fer_lab.search.lines import rebuild, record_trial
+from fer_lab.search.stores import file_system, open_storage, refuse_network
 
 FILES = {"sqlite": "study.db", "journal": "study.journal"}
 SETUP = """
 import os, signal, sys, time, optuna
 from pathlib import Path
+from fer_lab.search.lines import *
 from fer_lab.search.stores import *
-from fer_lab.search.stores import _MendingLock
+
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 address, folder = sys.argv[1], Path(sys.argv[2])
 """
@@ -248,7 +248,7 @@ time.sleep(60)
 
 
 def test_kill_9_in_the_middle_of_writing_loses_nothing_that_was_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(stores, "STALE_SECONDS", 3)
+    monkeypatch.setattr(lines, "STALE_SECONDS", 3)
     script = (
         SETUP
         + """
@@ -347,13 +347,13 @@ def test_a_torn_journal_is_mended_when_it_is_opened(rubbish, kept, place, tmp_pa
 
 
 def test_a_writer_killed_in_mid_line_while_others_work_stops_nobody(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(stores, "STALE_SECONDS", 3)
+    monkeypatch.setattr(lines, "STALE_SECONDS", 3)
     study = optuna.create_study(study_name="quick", storage=open_storage("journal", tmp_path))
     train(study, tmp_path)
     script = (
         SETUP
         + """
-_MendingLock(folder / "study.journal").acquire()
+WholeLines(folder / "study.journal").acquire()
 with (folder / "study.journal").open("ab") as file:
     file.write(b'{"op_code":6,"worker_id":"half a rec')
     file.flush()
@@ -433,62 +433,11 @@ def test_another_kind_of_store_takes_the_trials_over(tmp_path, capsys):
 
 # PostgreSQL
 
-BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-needs_postgresql = pytest.mark.skipif(
-    not BINARIES or (os.geteuid() == 0 and not shutil.which("setpriv")),
-    reason="no PostgreSQL server: apt-get install postgresql",
-)
 
-
-class Server:
-    """A PostgreSQL server of the test's own, on a socket in its own folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir(mode=0o755)
-        if os.geteuid() == 0:
-            shutil.chown(folder, "postgres", "postgres")
-        self.call("initdb", "--auth=trust", "--username=sweep", "--no-sync")
-        self.call(
-            "pg_ctl",
-            "start",
-            "--wait",
-            "--log",
-            f"{folder}/log",
-            "-o",
-            f"-c listen_addresses= -c fsync=off -c unix_socket_directories={folder}",
-        )
-        self.address = f"postgresql://sweep:secret@/postgres?host={folder}"
-
-    def call(self, program, *words):
-        user = (
-            ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
-        )
-        command = [*user, BINARIES[-1] / program, *words]
-        environment = os.environ | {"PGDATA": str(self.folder / "data")}
-        subprocess.run(command, cwd="/", env=environment, check=True, stdout=subprocess.DEVNULL, timeout=60)
-
-    def restart(self):
-        self.call("pg_ctl", "restart", "--wait", "--mode=immediate", "--log", f"{self.folder}/log")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with tempfile.TemporaryDirectory(prefix="fer-pg-", dir="/tmp") as folder:  # a socket's path is short
-        Path(folder).chmod(0o755)
-        server = Server(Path(folder) / "server")
-        try:
-            yield server
-        finally:
-            server.call("pg_ctl", "stop", "--mode=immediate")
-
-
-@needs_postgresql
 def test_four_processes_share_a_fresh_postgresql(server, tmp_path):
     work_together(server.address, tmp_path, workers=4)
 
 
-@needs_postgresql
 def test_a_worker_killed_on_postgresql_stops_nobody(server, tmp_path):
     script = (
         SETUP
@@ -517,7 +466,6 @@ while True:
     assert sum(trial.state == TrialState.RUNNING for trial in trials) <= 1
 
 
-@needs_postgresql
 def test_work_goes_on_after_postgresql_was_restarted(server, tmp_path):
     study = optuna.create_study(study_name="restarted", storage=open_storage(server.address, tmp_path))
     trial = study.ask()
@@ -528,7 +476,6 @@ def test_work_goes_on_after_postgresql_was_restarted(server, tmp_path):
     assert study.trials[0].intermediate_values == {1: 0.5, 2: 0.6}
 
 
-@needs_postgresql
 def test_postgresqls_own_refusals_are_passed_on_in_words(server, tmp_path):
     with pytest.raises(
         SearchError, match=r'cannot be used: .*"nowhere" does not exist; .*createdb NAME'

@@ -103,6 +103,9 @@ class ToyHost:
     def final(self, config: DictConfig, sweep_name: str) -> dict[str, Any]:
         return {"test/accuracy": score(config, int(config.trainer.max_epochs))}
 
+    def as_it_was(self, folder: Path) -> list[str]:
+        return ["threads=3"]
+
     def check(self, config: DictConfig, run: str) -> bool:
         print(f"checked {run}")
         return config.name != "unsteady"
