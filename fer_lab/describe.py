@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from fer_lab.data.datamodule import FaceData
     from fer_lab.evaluate import Judgement
     from fer_lab.learning.module import FerModule
+    from fer_lab.search.host import Job
     from fer_lab.tracking.record import RunRecord
-    from fer_lab.train import Trial
 
 
-def describe(record: RunRecord, cfg: DictConfig, data: FaceData, trial: Trial | None = None) -> None:
+def describe(record: RunRecord, cfg: DictConfig, data: FaceData, trial: Job | None = None) -> None:
     """Config, data, split, code, machine and, unless it is a trial, a look at the faces and the changes to the code."""
     from fer_lab.tracking.environment import environment, log_environment
 

@@ -10,12 +10,13 @@ from omegaconf import DictConfig
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
+    from pytorch_lightning.plugins.environments import ClusterEnvironment
 
     from fer_lab.data.datamodule import FaceData
     from fer_lab.learning.callbacks import Checkpoints
     from fer_lab.learning.module import FerModule
+    from fer_lab.search.host import Job
     from fer_lab.tracking.record import RunRecord
-    from fer_lab.train import Trial
 
 OUTCOME = "fit.json"
 
@@ -32,7 +33,7 @@ class Result(NamedTuple):
 
 
 def fit(
-    cfg: DictConfig, data: FaceData, module: FerModule, record: RunRecord, trial: Trial | None = None
+    cfg: DictConfig, data: FaceData, module: FerModule, record: RunRecord, trial: Job | None = None
 ) -> Result:
     """Trains to the last epoch, early stop or pruning, unless that was done before the run was interrupted."""
     from fer_lab.describe import write_split
@@ -63,7 +64,7 @@ def fit(
     return result_of(record)
 
 
-def is_done(record: RunRecord, trial: Trial | None) -> bool:
+def is_done(record: RunRecord, trial: Job | None) -> bool:
     """Whether nothing is left to train: for a trial an outcome is enough, a whole run also needs its best weights."""
     if record.last_state is None or not (record.folder / OUTCOME).exists():
         return False
@@ -115,7 +116,7 @@ def history(record: RunRecord) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def make_checkpoints(cfg: DictConfig, folder: Path, trial: Trial | None) -> Checkpoints:
+def make_checkpoints(cfg: DictConfig, folder: Path, trial: Job | None) -> Checkpoints:
     from fer_lab.learning.callbacks import Checkpoints
     from fer_lab.learning.pruning import Pruning
 
@@ -141,11 +142,22 @@ def make_trainer(cfg: DictConfig, record: RunRecord, checkpoints: Checkpoints) -
         cfg.trainer,
         logger=RunLogger(record),
         callbacks=[*callbacks, checkpoints],
+        plugins=surroundings(is_trial=not shown),
         enable_progress_bar=shown,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=str(record.folder),
     )
+
+
+def surroundings(is_trial: bool) -> list[ClusterEnvironment]:
+    """Who starts and ends processes. A trial is one process wherever it runs. In a SLURM job Lightning must not requeue
+    that job: what goes on is the run, with the same command or with another worker of its sweep."""
+    from pytorch_lightning.plugins.environments import LightningEnvironment, SLURMEnvironment
+
+    if is_trial:
+        return [LightningEnvironment()]
+    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
 
 
 def quiet() -> None:

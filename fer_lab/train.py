@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,29 +14,11 @@ from fer_lab.fit import Result
 
 if TYPE_CHECKING:
     from fer_lab.evaluate import Judgement
+    from fer_lab.search.host import Job
     from fer_lab.tracking.record import RunRecord
 
 
-class Trial(Protocol):
-    """What a run asks of the sweep that it belongs to."""
-
-    name: str
-    """Shown in MLflow in place of the run's folder."""
-    parent: str
-    """The sweep's own run: the name of its folder beside this one."""
-
-    @property
-    def tags(self) -> Mapping[str, str]:
-        """What else the run should be found by."""
-
-    def report(self, epochs: int, score: float) -> bool:
-        """Asked after each epoch; True ends the run as pruned. May raise to interrupt it."""
-
-    def keeps(self, score: float) -> bool:
-        """Whether a finished run of this score keeps its weights."""
-
-
-def train(cfg: DictConfig, trial: Trial | None = None) -> Result:
+def train(cfg: DictConfig, trial: Job | None = None) -> Result:
     """Trains what `cfg` describes, or finds or continues that very run.
 
     As a trial of a sweep it does only what the sweep compares by: no test faces, no figures, weights only if the trial
@@ -135,7 +116,7 @@ def run_name(cfg: DictConfig, runs: Path, identity: str) -> str:
     return name
 
 
-def found_again(record: RunRecord, cfg: DictConfig, trial: Trial | None) -> Result | None:
+def found_again(record: RunRecord, cfg: DictConfig, trial: Job | None) -> Result | None:
     """The answer, where these settings, data and weights were trained before as far as is wanted now."""
     from fer_lab.describe import is_judged
     from fer_lab.fit import result_of
@@ -158,7 +139,7 @@ def found_again(record: RunRecord, cfg: DictConfig, trial: Trial | None) -> Resu
     return result
 
 
-def refuse_diverged(record: RunRecord, trial: Trial | None) -> None:
+def refuse_diverged(record: RunRecord, trial: Job | None) -> None:
     if trial:
         from fer_lab.learning.module import Diverged
 

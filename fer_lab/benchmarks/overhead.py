@@ -76,12 +76,15 @@ def callback(epochs: Epochs) -> Any:
     return Clock()
 
 
-def measure(setting: Setting, trials: int, epochs: int, batches: int) -> Iterator[Figure]:
+def measure(
+    setting: Setting, trials: int, epochs: int, batches: int, train: int, validation: int
+) -> Iterator[Figure]:
     from fer_lab.benchmarks.searches import lines, our_sweep
-    from fer_lab.benchmarks.trials import SPACE
+    from fer_lab.benchmarks.trials import SPACE, faces
 
+    pictures = faces(setting, {"train": train, "validation": validation, "test": validation})
     words = [
-        "sweeps=none", "data=fer2013", f"data.root={setting.faces}", "model=small", "trainer=smoke", f"trainer.max_epochs={epochs}",
+        "sweeps=none", "data=fer2013", f"data.root={pictures}", "model=small", "trainer=smoke", f"trainer.max_epochs={epochs}",
         f"trainer.limit_train_batches={batches}", f"trainer.limit_val_batches={batches}", *SPACE,
         "hydra.sweeper.pruner=none", "hydra.sweeper.host=fer_lab.benchmarks.overhead.Watched",
     ]  # fmt: skip
@@ -90,7 +93,7 @@ def measure(setting: Setting, trials: int, epochs: int, batches: int) -> Iterato
     costs = [beyond(*pair) for pair in pairwise(seen[WARM_UPS:])]
     what = (
         f"seconds of a trial outside of its epochs, each of {len(costs)} trials of {epochs} epochs of {batches} batches, "
-        f"small on {setting.source}, one warm worker of one thread"
+        f"small on {train} faces of {setting.source}, one warm worker of one thread"
     )
     yield Figure(
         "overhead of a trial", what, "s", [cost.wall for cost in costs], TARGET, True, clock="wall time",

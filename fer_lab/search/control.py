@@ -5,6 +5,8 @@ It trains nothing and imports no torch. When it dies the workers finish alone; t
 
 from __future__ import annotations
 
+import re
+import shlex
 import signal
 import sys
 import time
@@ -95,14 +97,19 @@ def write_contract(sweep: Sweep) -> None:
     """sweep.yaml: all that another terminal or machine needs to join, show or repeat this sweep."""
     facts = {
         "name": sweep.name,
-        "command": command_words(),
+        "command": [without_password(word) for word in command_words()],
         "module": module_name(),
         "words": list(sweep.words),
-        "storage": sweep.options.storage,
+        "storage": without_password(sweep.options.storage),
         "objectives": sweep.objectives,
         "space": {key: OmegaConf.to_container(sweep.options[key]) for key in ("params", "when", "points")},
     }
     (sweep.folder / "sweep.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(facts)))
+
+
+def without_password(text: str) -> str:
+    """Nothing that is written holds one: PGPASSWORD or ~/.pgpass give it to whoever joins."""
+    return re.sub(r"://([^:/@\s]*):[^@/\s]*@", r"://\1@", text)
 
 
 def reopen(sweep: Sweep, studies: Studies) -> None:
@@ -138,7 +145,7 @@ def begin(sweep: Sweep, studies: Studies, crew: Crew, parent: Parent) -> None:
             "when": OmegaConf.to_container(sweep.options.when),
         }
     )
-    kept = ("n_trials", "sampler", "pruner", "storage", "seed", "seeds")
+    kept = ("n_trials", "sampler", "pruner", "seed", "seeds")
     parent.params({"sweep": {key: sweep.options[key] for key in kept}})
     trials.set_user_attr("open", True)
     advance(sweep, studies)  # nobody has to be launched where nothing is left to do
@@ -200,7 +207,7 @@ def finish(sweep: Sweep, studies: Studies, parent: Parent) -> None:
         compose_train=lambda words: hydra.compose(
             sweep.host.config_name, list(words), return_hydra_config=True
         ),
-        command=" ".join(["python", "-m", str(module_name()), *sys.argv[1:]]),
+        command=without_password(shlex.join(["python", "-m", str(module_name()), *sys.argv[1:]])),
         code=sweep.host.code(),
         confirm=confirmed(sweep, studies),
         ablation=ended(studies["ablation"]),

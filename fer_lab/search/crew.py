@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NoReturn
 
 from filelock import FileLock, Timeout
 from hydra._internal.utils import get_args
@@ -48,7 +49,7 @@ class Crew:
         self.failure: BaseException | None = None
         self.here: Worker | None = None
         self.deaths, self.ended_before = 0, 0
-        self.pulse, self.felt = "", 0.0
+        self.pulse, self.felt = "", -math.inf
 
     def start(self) -> None:
         """Local workers; a launcher waits until there is something to do."""
@@ -109,6 +110,8 @@ class Crew:
             if self.deaths > 3 * self.size:
                 raise SearchFailed(f"workers die at once; the last one said:\n{self.last_words(index)}")
             self.spawn(index)
+        if all(process.poll() == 0 for process in self.processes.values()) and not self.feels_life(studies):
+            self.refuse_to_wait()
 
     def mend_launched(self, studies: Studies) -> None:
         """Asks the launcher once, unless jobs of an earlier command are still at work. While any job lives the sweep goes
@@ -116,17 +119,19 @@ class Crew:
         if self.thread is not None and self.thread.is_alive():
             return
         alive = self.feels_life(studies)
-        if self.thread is None and not (alive and self.is_at_work(studies)):
+        busy = living(self.sweep.folder) or any(map(running, studies.values()))
+        if self.thread is None and not (alive and busy):
+            self.felt = -math.inf
             self.thread = threading.Thread(target=self.launch, name="launcher", daemon=True)
             self.thread.start()
         elif not alive:
-            raise SearchFailed(
-                f"the launcher's workers ended before the sweep did: {self.failure or 'their time was over'}\n"
-                "Running trials keep their checkpoints, the same command goes on"
-            )
+            self.refuse_to_wait()
 
-    def is_at_work(self, studies: Studies) -> bool:
-        return any(map(running, studies.values())) or living(self.sweep.folder) > 0
+    def refuse_to_wait(self) -> NoReturn:
+        raise SearchFailed(
+            f"the workers ended before the sweep did: {self.failure or 'their time was over'}\n"
+            "their trials keep their checkpoints, the same command goes on"
+        )
 
     def feels_life(self, studies: Studies) -> bool:
         """Whether a worker lives: on this machine, or elsewhere by what happens to the trials."""

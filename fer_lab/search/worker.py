@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import shlex
@@ -26,7 +25,6 @@ from fer_lab.search.limits import enough
 from fer_lab.search.lines import record_trial
 from fer_lab.search.plan import open_alone
 from fer_lab.search.preflight import duration
-from fer_lab.search.samplers import make_sampler
 from fer_lab.search.stages import advance, is_over
 from fer_lab.search.sweep import JOBS, Sweep
 
@@ -47,6 +45,7 @@ class Worker:
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
+        self.module = module_name() or "fer_lab.sweep"  # of the controller, whose command the trials tell
         self.leaving = ""
         self.reaped = 0.0
 
@@ -112,8 +111,7 @@ class Worker:
         if ledger.is_surplus(study, frozen, total or 1 << 60):
             ledger.close(study, frozen.number, "surplus")
             return True
-        options = self.sweep.options
-        study.sampler = make_sampler(options.sampler, options.seed, self.sweep.multi_objective, frozen.number)
+        study.sampler = self.sweep.sampler(frozen.number)
         study.pruner = self.sweep.pruner(study)
         trial = Trial(study, trial_id)
         with beating(trial, self.sweep.options.heartbeat):
@@ -177,7 +175,7 @@ class Attempt:
     def tags(self) -> Mapping[str, str]:
         """With the command that trains this trial alone."""
         words = [*self.sweep.words, *self.frozen.user_attrs.get("overrides", [])]
-        command = shlex.join(["python", "-m", module_name() or "fer_lab.sweep", "hydra.mode=RUN", *words])
+        command = shlex.join(["python", "-m", self.worker.module, "hydra.mode=RUN", *words])
         return {
             "fer.sweep": self.sweep.name, "fer.job": self.job, "fer.trial": str(self.trial.number),
             "command": command, "mlflow.source.name": command,
@@ -204,7 +202,6 @@ class Attempt:
             self.fail(error)
         finally:
             self.worker.in_training = False
-            gc.collect()
 
     def overrides(self) -> list[str]:
         """The words of this trial: those of an explicit job, else asked of the sampler."""

@@ -72,10 +72,13 @@ class Place:
 
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:
-        """Those that count."""
+        """Those that count; the store is closed again."""
         from fer_lab.search.ledger import trials_of
 
-        return trials_of(self.study())
+        study = self.study()
+        found = trials_of(study)
+        study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
+        return found
 
     @property
     def epochs(self) -> list[dict]:
