@@ -81,12 +81,10 @@ def test_every_choice_composes_and_makes_a_step(group, choice, tmp_path):
 
 
 def test_a_yaml_may_name_nothing_outside_the_project():
-    for path in CONF.rglob("*.yaml"):
+    ours = ("fer_lab.", "torch.optim.", "pytorch_lightning.Trainer", "hydra_plugins.fer_lab_sweeper.")
+    for path in (*CONF.rglob("*.yaml"), *(CONF.parent / "sweeps").glob("*.yaml")):
         for target in targets(OmegaConf.to_container(OmegaConf.load(path))):
-            assert target.startswith(("fer_lab.", "torch.optim.", "pytorch_lightning.Trainer")), (
-                path,
-                target,
-            )
+            assert target.startswith(ours), (path, target)
     for bad in ("os.system", "fer_lab.cli.os.system", "fer_lab.data.faces.hashlib.sha256", "builtins.eval"):
         with pytest.raises(UsageError, match=r"is not part of fer_lab|cannot be loaded"):
             instantiate({"inner": [{"_target_": bad, "command": "true"}]})

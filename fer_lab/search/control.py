@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from filelock import FileLock, Timeout
@@ -30,6 +30,9 @@ from fer_lab.search.plan import check, follow_space, keep_points, make_plan
 from fer_lab.search.preflight import duration
 from fer_lab.search.stages import Studies, advance, confirmed, winner_of
 from fer_lab.search.sweep import Sweep
+
+if TYPE_CHECKING:
+    from fer_lab.search.report import SweepFacts
 
 POLL_SECONDS = 0.5
 
@@ -182,17 +185,18 @@ def tell(sweep: Sweep, studies: Studies, parent: Parent, trial: Any, screen: Liv
     if screen is None:
         print(f"{table.line(trial)}\n    {table.summary(sweep, studies)}", flush=True)
     best = best_so_far(trials_of(studies["trials"]), sweep.directions[0])
-    numbers = {f"trials/{state}": count for state, count in table.counts(studies["trials"]).items()}
+    found = table.counts(studies["trials"])
+    values = {f"trials/{state}": found[state] for state in table.STATES if found[state]}
     if trial.values and not sweep.multi_objective:
-        numbers["score"] = trial.values[0]
+        values["score"] = trial.values[0]
     if best is not None:
-        numbers["best"] = best.values[0]
-    parent.metrics(numbers, step=trial.number)
+        values["best"] = best.values[0]
+    parent.metrics(values, step=trial.number)
 
 
 def finish(sweep: Sweep, studies: Studies, parent: Parent) -> None:
     """The report into the sweep's folder and the parent run; the last lines."""
-    from fer_lab.search.report import SweepFacts, headline, write_report
+    from fer_lab.search.report import SweepFacts, headline, write_report  # matplotlib
 
     trials = studies["trials"]
     final = [trial.user_attrs["result"] for trial in ended(studies["final"]) if "result" in trial.user_attrs]
@@ -220,6 +224,8 @@ def finish(sweep: Sweep, studies: Studies, parent: Parent) -> None:
     )
     for path in write_report(facts, sweep.folder):
         parent.artifact(sweep.folder / path)
+    parent.tags({"mlflow.note.content": without_pictures((sweep.folder / "report.md").read_text())})
+    parent.metrics(numbers(facts), step=len(trials_of(trials)))
     if winner is not None:
         parent.tags({"fer.best_trial": winner.number, "fer.best_run": winner.user_attrs.get("run", "")})
         parent.params({"best": dict(word.partition("=")[::2] for word in winner.user_attrs["overrides"])})
@@ -228,6 +234,20 @@ def finish(sweep: Sweep, studies: Studies, parent: Parent) -> None:
         f"sweep {sweep.name} · report {sweep.folder / 'report.md'} · next: python -m fer_lab.train --config-dir "
         f"{sweep.folder} recipe=best · make ui"
     )
+
+
+def without_pictures(report: str) -> str:
+    """What MLflow can show as the run's description: its pictures are artifacts, which a description cannot name."""
+    return "\n".join(part for part in re.split(r"\n(?=## )", report) if "![" not in part)
+
+
+def numbers(facts: SweepFacts) -> dict[str, float]:
+    """The confirmed score and what the winner reached on the test faces."""
+    found = {key: value for key, value in facts.final.items() if isinstance(value, float)}
+    if facts.verdict is not None:
+        first = facts.verdict.winner
+        found |= {"confirmed": first.mean, "confirmed_low": first.low, "confirmed_high": first.high}
+    return found
 
 
 def refuse_success(sweep: Sweep, studies: Studies) -> None:

@@ -180,8 +180,10 @@ class Crew:
                 process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
-        if self.thread is not None:
-            self.thread.join(max(0.1, deadline - time.monotonic()))
+        while self.thread is not None and self.thread.is_alive() and living(self.sweep.folder):
+            self.thread.join(0.1)  # the launcher itself may wait for jobs that are still in a queue
+            if time.monotonic() > deadline:
+                break
         if self.here is not None:
             self.sweep.host.settle()
 

@@ -10,8 +10,8 @@ import json
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from datetime import datetime
 from functools import partial, wraps
 from pathlib import Path
@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from fer_lab.search.errors import SearchError
 from fer_lab.search.lines import TRIALS, WholeLines, agrees, fill, keep_damaged
@@ -90,7 +91,19 @@ def _open_sqlite(path: Path, folder: Path) -> RDBStorage:
         raise SearchError(
             f"another process is still making {path}: wait for it, or delete {path}.lock"
         ) from None
-    return _connect_sqlite(path)
+    return _claiming_in_turn(_connect_sqlite(path), path)
+
+
+def _claiming_in_turn(storage: RDBStorage, path: Path) -> RDBStorage:
+    """SQLite cannot lock what it reads: without turns two workers find the same trial waiting, and both take it."""
+    change = storage.set_trial_state_values
+
+    def in_turn(trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        with FileLock(f"{path}.lock") if state == TrialState.RUNNING else nullcontext():
+            return change(trial_id, state, values)
+
+    setattr(storage, change.__name__, in_turn)
+    return storage
 
 
 def _connect_sqlite(path: Path) -> RDBStorage:

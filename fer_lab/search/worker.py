@@ -54,7 +54,7 @@ class Worker:
         with present(self.sweep.folder), self.signals(), self.timer():
             while not self.leaving and self.step():
                 pass
-        self.sweep.host.settle()
+            self.sweep.host.settle()
 
     def open(self) -> Worker:
         """Here and not before, since a launcher sends workers to other machines."""
