@@ -32,7 +32,7 @@ from fer_lab.search.stages import Studies, advance, confirmed, winner_of
 from fer_lab.search.sweep import Sweep
 
 if TYPE_CHECKING:
-    from fer_lab.search.report import SweepFacts
+    from fer_lab.search.report.page import SweepFacts
 
 POLL_SECONDS = 0.5
 
@@ -191,12 +191,12 @@ def tell(sweep: Sweep, studies: Studies, parent: Parent, trial: Any, screen: Liv
         values["score"] = trial.values[0]
     if best is not None:
         values["best"] = best.values[0]
-    parent.metrics(values, step=trial.number)
+    parent.metrics(values, step=len(ended(studies["trials"])))
 
 
 def finish(sweep: Sweep, studies: Studies, parent: Parent) -> None:
     """The report into the sweep's folder and the parent run; the last lines."""
-    from fer_lab.search.report import SweepFacts, headline, write_report  # matplotlib
+    from fer_lab.search.report.page import SweepFacts, headline, write_report  # matplotlib
 
     trials = studies["trials"]
     final = [trial.user_attrs["result"] for trial in ended(studies["final"]) if "result" in trial.user_attrs]

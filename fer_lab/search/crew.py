@@ -21,8 +21,8 @@ from hydra._internal.utils import get_args
 from omegaconf import OmegaConf
 
 from fer_lab.search.errors import SearchFailed
-from fer_lab.search.grammar import word
 from fer_lab.search.ledger import MISSED_BEATS, is_alive, place, running, trials_of, worker_facts
+from fer_lab.search.space.grammar import word
 from fer_lab.search.stages import Studies
 from fer_lab.search.sweep import Sweep
 

@@ -13,8 +13,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from fer_lab.search.errors import SearchError
-from fer_lab.search.grammar import Parameter, kind_fault, near, text
-from fer_lab.search.space import Space, flat
+from fer_lab.search.space.grammar import Parameter, kind_fault, near, text
+from fer_lab.search.space.space import Space, flat
 
 FEW_TRIALS, GOOD_TRIALS = 4, 30
 """Fewer are no search; so many let TPE propose two thirds of them after its ten random ones."""

@@ -13,9 +13,9 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 
 from fer_lab.search.confirm import ablation_jobs, confirm_jobs, verdict, with_seed
-from fer_lab.search.grammar import same
 from fer_lab.search.ledger import ended, running, trials_of, unfinished
 from fer_lab.search.limits import Enough, enough
+from fer_lab.search.space.grammar import same
 from fer_lab.search.sweep import Sweep
 
 Studies = Mapping[str, Study]

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from fer_lab.search.errors import SearchError
 from fer_lab.search.preflight import duration
-from fer_lab.search.space import Space
+from fer_lab.search.space.space import Space
 
 if TYPE_CHECKING:
     from fer_lab.search.host import Host

@@ -27,7 +27,7 @@ from fer_lab.search.preflight import (
     fit,
     in_words,
 )
-from fer_lab.search.space import Space
+from fer_lab.search.space.space import Space
 
 SWEEPS = sorted({path.stem for path in (ROOT / "sweeps").glob("*.yaml")} - {"none"})
 

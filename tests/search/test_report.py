@@ -21,13 +21,13 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from fer_lab.search.confirm import ablation_jobs, confirm_jobs, verdict
-from fer_lab.search.contour import contour
-from fer_lab.search.grammar import Parameter
 from fer_lab.search.ledger import ended
-from fer_lab.search.plots import FIGURES, history, parallel, pareto, pruning, save_figures, slices
-from fer_lab.search.recipe import content, write_recipe
-from fer_lab.search.report import SweepFacts, headline, range_of, write_report
-from fer_lab.search.trials import Search, importance
+from fer_lab.search.report.contour import contour
+from fer_lab.search.report.page import SweepFacts, headline, range_of, write_report
+from fer_lab.search.report.plots import FIGURES, history, parallel, pareto, pruning, save_figures, slices
+from fer_lab.search.report.recipe import content, write_recipe
+from fer_lab.search.report.trials import Search, importance
+from fer_lab.search.space.grammar import Parameter
 
 ROOT = Path(__file__).resolve().parents[2]
 SGD, OTHERS = "optimizer.lr (optimizer=sgd)", "optimizer.lr (optimizer=adamw,muon)"

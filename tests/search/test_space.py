@@ -16,8 +16,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from fer_lab.cli import CONF
 from fer_lab.search.errors import SearchError
-from fer_lab.search.grammar import read_range, values, word
-from fer_lab.search.space import Space
+from fer_lab.search.space.grammar import read_range, values, word
+from fer_lab.search.space.space import Space
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

@@ -7,12 +7,15 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
@@ -99,6 +102,26 @@ def work_together(address, folder, workers):
 def test_six_processes_make_one_store_and_work_on_it(address, tmp_path):
     work_together(address, tmp_path, workers=6)
     assert not list(tmp_path.glob("*.part*"))
+
+
+@pytest.mark.parametrize("address", FILES)
+def test_a_waiting_trial_is_taken_by_one_worker_alone(address, tmp_path):
+    study = optuna.create_study(study_name="quick", storage=open_storage(address, tmp_path))
+    for _ in range(20):
+        study.enqueue_trial({})
+    start = threading.Barrier(4)
+
+    def take(storage: BaseStorage) -> list[int]:
+        taken = []
+        for trial in study.trials:
+            start.wait()
+            if storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
+                taken.append(trial.number)
+        return taken
+
+    with ThreadPoolExecutor(4) as workers:
+        taken = workers.map(take, [open_storage(address, tmp_path) for _ in range(4)])
+    assert sorted(chain(*taken)) == list(range(20))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,9 @@ def test_a_trial_is_composed_as_hydra_would_compose_it(space):
         for words in sweep.space.combinations(limit=20)[:25]:
             ours = sweep.compose(words)
             theirs = sweep.context.config_loader.load_sweep_config(sweep.config, [*sweep.words, *words])
-            theirs.hydra.job.override_dirname = ours.hydra.job.override_dirname  # names a folder that nobody makes
+            theirs.hydra.job.override_dirname = (
+                ours.hydra.job.override_dirname
+            )  # names a folder that nobody makes
             assert ours == theirs, words
 
 
@@ -49,7 +51,14 @@ def test_the_same_settings_are_the_same_sweep_wherever_it_runs():
 
 
 def test_wrong_options_are_told_all_at_once():
-    words = ("n_trials=0", "sampler=tpa", "pruner={name: median, n_warmup: 3}", "timeout=soon", "role=boss", "seeds=1.5")
+    words = (
+        "n_trials=0",
+        "sampler=tpa",
+        "pruner={name: median, n_warmup: 3}",
+        "timeout=soon",
+        "role=boss",
+        "seeds=1.5",
+    )
     with pytest.raises(SearchError) as caught, read(*(f"hydra.sweeper.{word}" for word in words)):
         pass
     for part in ("n_trials=0", "tpe", "n_warmup_steps", "soon", "controller, worker", "seeds=1.5"):

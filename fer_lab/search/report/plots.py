@@ -20,7 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from fer_lab.search.canvas import (
+from fer_lab.search.ledger import ended
+from fer_lab.search.report.canvas import (
     BLUE,
     BRANCHES,
     GREY,
@@ -33,9 +34,8 @@ from fer_lab.search.canvas import (
     ring,
     shades,
 )  # fmt: skip
-from fer_lab.search.contour import contour
-from fer_lab.search.ledger import ended
-from fer_lab.search.trials import Key, Search, importance, is_complete, marks
+from fer_lab.search.report.contour import contour
+from fer_lab.search.report.trials import Key, Search, importance, is_complete, marks
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -10,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from fer_lab.search.trials import Search
+    from fer_lab.search.report.trials import Search
 
 BLUE, ORANGE, GREEN, RED, GREY, INK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#B8B8B8", "#333333"
 BRANCHES = (BLUE, GREEN, RED, "#CC79A7", "#56B4E9", "#8A6D00")

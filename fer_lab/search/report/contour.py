@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from fer_lab.search.canvas import GREY, norm, page, ring, shades
-from fer_lab.search.trials import FEWEST, Key, Search, importance
+from fer_lab.search.report.canvas import GREY, norm, page, ring, shades
+from fer_lab.search.report.trials import FEWEST, Key, Search, importance
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

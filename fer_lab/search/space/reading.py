@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from optuna.distributions import BaseDistribution
 
 from fer_lab.search.errors import SearchError
-from fer_lab.search.grammar import (
+from fer_lab.search.space.grammar import (
     Parameter,
     find,
     kind_fault,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 from typing import Any
 
-from fer_lab.search.grammar import Condition, Parameter, text
+from fer_lab.search.space.grammar import Condition, Parameter, text
 
 
 def covering(parameters: Sequence[Parameter], listed: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:

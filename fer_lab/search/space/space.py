@@ -20,10 +20,10 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial
 
-from fer_lab.search.covering import covering
 from fer_lab.search.errors import SearchError
-from fer_lab.search.grammar import Parameter, ends, find, same, text, values, word
-from fer_lab.search.reading import read_space
+from fer_lab.search.space.covering import covering
+from fer_lab.search.space.grammar import Parameter, ends, find, same, text, values, word
+from fer_lab.search.space.reading import read_space
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from fer_lab.search.confirm import Contribution, Verdict, best_trials, contributions, verdict
 from fer_lab.search.ledger import VOID, ended
-from fer_lab.search.recipe import Compose, content, groups, write_recipe
+from fer_lab.search.report.recipe import Compose, content, groups, write_recipe
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-    from fer_lab.search.grammar import Parameter
+    from fer_lab.search.space.grammar import Parameter
 
 TOP = 10
 CAPTIONS = {
@@ -87,7 +87,7 @@ class SweepFacts:
 def write_report(sweep: SweepFacts, folder: Path) -> list[Path]:
     """Writes report.md, figures/*.png and, where there is a winner, recipe/best.yaml below `folder`, each whole or
     not at all; their paths relative to it."""
-    from fer_lab.search.plots import save_figures
+    from fer_lab.search.report.plots import save_figures
 
     paths = save_figures(sweep.study, list(sweep.objectives), folder / "figures")
     repeat = [f"python -m fer_lab.sweep rerun N {sweep.name}   # any trial, from its settings and seed"]
