@@ -65,4 +65,9 @@ def as_it_was(folder: Path) -> list[str]:
 
 
 def first(numbers: Mapping[str, list[tuple[int, float]]]) -> dict[str, float]:
-    return {metric: points[0][1] for metric, points in numbers.items() if points[0][0] == 0}
+    """What the first epoch gave; how long it took is another matter."""
+    return {
+        metric: points[0][1]
+        for metric, points in numbers.items()
+        if points[0][0] == 0 and not metric.startswith("cost/")
+    }

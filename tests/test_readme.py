@@ -20,7 +20,13 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.S)
 COMMANDS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
 COMMANDS += re.findall(r"`(python -m fer_lab\.data[^`]*)`", README)
-QUICK = {"fer_lab.train": ["trainer=smoke", "trainer.accelerator=cpu", "data.batch_size=16"]}
+QUICK = {
+    "fer_lab.train": ["trainer=smoke", "trainer.accelerator=cpu", "data.batch_size=16"],
+    "fer_lab.sweep": [
+        "trainer=smoke", "trainer.accelerator=cpu", "data.batch_size=16", "hydra.sweeper.n_trials=2",
+        "hydra.sweeper.confirm={top: 1, seeds: 1}",
+    ],
+}  # fmt: skip
 
 
 def test_every_line_is_one_that_this_file_knows_how_to_run():
@@ -50,8 +56,11 @@ def run(command: str, home: Path) -> subprocess.CompletedProcess[str]:
     ]
     if line[2] == "fer_lab.data.draw":
         line[-1] = str(home / "drawn")
+    elif line[2] == "fer_lab.sweep" and line[3] != "-m":
+        line += [f"runs_dir={home}/runs"]
     elif "--help" not in line:
         line += [*QUICK.get(line[2], []), f"runs_dir={home}/runs", f"cache_dir={home}/cache"]
+    line = [word.replace("fit=5m", "fit=10s") for word in line]
     if line[2] == "fer_lab.sync":
         line = [*line[:3], f"runs={home}/runs"]
     if line[2] == "fer_lab.evaluate":
