@@ -51,7 +51,9 @@ def train(cfg: DictConfig, trial: Job | None = None) -> Result:
         make = net_on_shared_backbone if trial else make_net
         module = build_module(cfg, data, weights, make).to(device_of(cfg))
         if trial:
-            record.tags({"mlflow.runName": trial.name} | ({"fer.parent": trial.parent} if trial.parent else {}))
+            record.tags(
+                {"mlflow.runName": trial.name} | ({"fer.parent": trial.parent} if trial.parent else {})
+            )
         with tracked(record, uri, cfg.tracking.experiment, linger=trial is not None):
             describe(record, cfg, data, trial)
             if cfg.cache_features:

@@ -12,8 +12,12 @@ from fer_lab.bench import as_lists, table
 from fer_lab.benchmarks.data import same_work
 from fer_lab.benchmarks.measure import BenchmarkError, Cost, Figure, compare, in_turn, now
 from fer_lab.benchmarks.memory import grown
+from fer_lab.benchmarks.searches import Search, search, spread_over
 from fer_lab.benchmarks.setting import run
 from fer_lab.benchmarks.step import agree
+from fer_lab.benchmarks.store import refuse_trouble
+from fer_lab.benchmarks.trials import OPTIMIZE, OURS, draw, steps
+from fer_lab.benchmarks.trials import agree as as_good
 
 SMALLEST = [
     "threads=1",
@@ -23,8 +27,15 @@ SMALLEST = [
     "sizes.features={repeats: 1, epochs: 2, size: 32}",
     "sizes.startup={repeats: 1}",
     "sizes.memory={repeats: 1, epochs: 3, batches: 1, batch_size: 20}",
+    "sizes.trials={repeats: 1, slow_repeats: 1, trials: 3, at_once: 2, epochs: 2, train: 64, validation: 20}",
+    "sizes.overhead={trials: 6, epochs: 2, batches: 1, train: 64, validation: 20}",
+    "sizes.frozen={repeats: 1, trials: 3, peer_trials: 2, at_once: 2, epochs: 1, size: 32}",
+    "sizes.store={trials: 12, workers: 2}",
 ]
-COUNTS = {"step": 1, "data": 1, "features": 1, "startup": 2, "memory": 2}
+COUNTS = {
+    "step": 1, "data": 1, "features": 1, "startup": 2, "memory": 2, "trials": 3, "overhead": 1, "frozen": 1, "store": 2,
+}  # fmt: skip
+WITHOUT_PEER = ("memory", "overhead", "frozen")
 FIELDS = {
     "name",
     "what",
@@ -46,8 +57,12 @@ FIELDS = {
     [
         "step,data,features",
         "memory",
-        pytest.param("startup", marks=pytest.mark.long),
-    ],  # six starts of Lightning
+        pytest.param("startup", marks=pytest.mark.long),  # six starts of Lightning
+        "store",
+        pytest.param(
+            "trials,overhead,frozen", marks=pytest.mark.long
+        ),  # three sweeps and six other processes
+    ],
 )
 def test_every_part_writes_its_figures(parts, command, tmp_path):
     output = tmp_path / "results"
@@ -55,7 +70,8 @@ def test_every_part_writes_its_figures(parts, command, tmp_path):
         "bench", f"part={parts}", f"output={output}", f"cache_dir={tmp_path}/cache", *SMALLEST, store=False
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads((output / "train.json").read_text())
+    (report,) = output.glob("*.json")
+    found = json.loads(report.read_text())
     assert list(found) == parts.split(",")
     for part, result in found.items():
         taken = {
@@ -72,9 +88,9 @@ def test_every_part_writes_its_figures(parts, command, tmp_path):
         for facts in result["figures"]:
             assert set(facts) >= FIELDS
             assert isinstance(facts["value"], float)
-            assert (facts["baseline"] is None) == (part == "memory")
+            assert (facts["baseline"] is None) == (part in WITHOUT_PEER or "page" in facts["name"])
             assert isinstance(facts["met"], bool)
-            assert facts["name"] in (output / "train.md").read_text()
+            assert facts["name"] in report.with_suffix(".md").read_text()
             assert facts["name"] in done.stdout
 
 
@@ -86,7 +102,7 @@ def test_growth_is_told_by_medians_so_that_a_moment_does_not_count():
 def test_a_part_run_again_replaces_its_own_figures_only(tmp_path):
     from fer_lab.bench import write
 
-    for part, value in (("memory", 1.0), ("step", 1.0), ("memory", 2.0)):
+    for part, value in (("memory", 1.0), ("step", 1.0), ("store", 1.0), ("memory", 2.0)):
         figure = Figure(f"{part} figure", "what", "s", [value], 3, at_most=True)
         taken = {
             "date": "d",
@@ -100,7 +116,9 @@ def test_a_part_run_again_replaces_its_own_figures_only(tmp_path):
     found = json.loads((tmp_path / "train.json").read_text())
     assert list(found) == ["step", "memory"]
     assert [found[part]["figures"][0]["value"] for part in found] == [1.0, 2.0]
-    assert (tmp_path / "train.md").read_text() == table(found)
+    assert (tmp_path / "train.md").read_text() == table("train", found)
+    assert list(json.loads((tmp_path / "sweep.json").read_text())) == ["store"]
+    assert "store figure" in (tmp_path / "sweep.md").read_text()
 
 
 def test_figures_are_medians_of_paired_ratios_judged_from_the_right_side():
@@ -146,6 +164,46 @@ def test_peers_that_do_other_work_are_refused():
             same_work({"one": iter([(images, labels)]), "two": iter([batch])}, 4)
     with pytest.raises(BenchmarkError, match="losses differ"):
         agree({"ours": [1.0, 2.0], "bare": [1.0, 2.01]})
+
+
+def found_search(*curve: tuple[float, float]) -> Search:
+    return Search(curve[-1][0], [], list(curve))
+
+
+def test_an_accuracy_is_reached_by_the_first_epoch_that_has_it(tmp_path):
+    ours = found_search((4, 0.2), (6, 0.5), (9, 0.4))
+    assert ours.best == 0.5
+    assert [ours.reaches(goal) for goal in (0.2, 0.3, 0.5, 0.6)] == [4, 6, 6, float("inf")]
+    assert steps(ours) == ([0, 4, 6, 9, 9], [0, 0.2, 0.5, 0.5, 0.5])
+    picture = draw([{OURS: ours, OPTIMIZE: found_search((7, 0.5))}], tmp_path / "sweep.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_faster_search_that_finds_a_worse_net_is_refused():
+    good, bad = found_search((4, 0.5)), found_search((2, 0.3))
+    as_good({OURS: good, OPTIMIZE: bad}, 1000)
+    as_good({OURS: bad, OPTIMIZE: good}, 20)  # so few faces cannot tell them apart
+    with pytest.raises(BenchmarkError, match="worse net"):
+        as_good({OURS: bad, OPTIMIZE: good}, 1000)
+
+
+def test_a_search_with_too_few_trials_or_failed_ones_is_refused(tmp_path):
+    ended = [{"state": "complete", "epochs": 1, "ended": 5.0}, {"state": "failed", "epochs": 0, "ended": 6.0}]
+    for trials, total in ((ended[:1], 2), (ended, 2)):
+        with pytest.raises(BenchmarkError, match="of 2 trials"):
+            search(tmp_path, 0.0, trials, total)
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers/0.log").write_text("all is well\n")
+    refuse_trouble(tmp_path)
+    (tmp_path / "workers/1.log").write_text("sqlite3.OperationalError: database is locked\n")
+    with pytest.raises(BenchmarkError, match="database is locked"):
+        refuse_trouble(tmp_path)
+
+
+def test_a_part_of_the_faces_is_spread_over_the_whole():
+    assert spread_over(list("aaaabbbbcc"), 5) == list("aabbc")
+    with pytest.raises(BenchmarkError, match="11 faces are wanted and there are 10"):
+        spread_over(list("aaaabbbbcc"), 11)
 
 
 def test_a_script_gives_its_cpu_time_and_its_last_line(tmp_path):

@@ -167,7 +167,7 @@ def vgg19(trial: Trial, size: int) -> tuple[Classifier, int]:
     batch_size = trial.suggest_categorical("batch_size", [8, 16, 32, 64])
     if kind == "sgd":
         options = {
-            "lr": trial.suggest_float("lr (sgd)", 1e-4, 0.3, log=True),
+            "lr": trial.suggest_float("lr_sgd", 1e-4, 0.3, log=True),
             "momentum": trial.suggest_float("momentum", 0.5, 0.99),
         }
     else:

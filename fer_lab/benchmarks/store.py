@@ -32,6 +32,7 @@ TARGET = 1.3
 PAGE_TARGET = 5.0
 TROUBLE = re.compile("locked|OperationalError|Traceback", re.IGNORECASE)
 VIEWS = 3
+"""Looks at the page; the first also opens the database."""
 
 
 class Empty(Host):

@@ -10,13 +10,16 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import hydra
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
+from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.live import Live
 
@@ -156,24 +159,26 @@ def begin(sweep: Sweep, studies: Studies, crew: Crew, parent: Parent) -> None:
 
 def watch(sweep: Sweep, studies: Studies, crew: Crew, parent: Parent) -> None:
     """Until the sweep is over: the table, the parent's numbers, workers in place of dead ones."""
-    known = {trial.number for trial in ended(studies["trials"])}
+    trials, shown, over = studies["trials"], len(ended(studies["trials"])), False
     console = Console()
     screen = Live(console=console, refresh_per_second=2) if console.is_terminal else None
-    with screen or no_screen():
-        while not studies["trials"].user_attrs.get("over") and not stopped(studies):
-            for trial in sorted(ended(studies["trials"]), key=lambda trial: trial.number):
-                if trial.number not in known:
-                    known.add(trial.number)
-                    tell(sweep, studies, parent, trial, screen)
+    told = 0  # of trials in the order of their ends; those of an earlier controller go to the parent alone
+    with screen or nullcontext():
+        while not over:
+            over = bool(trials.user_attrs.get("over")) or stopped(
+                studies
+            )  # asked first: all that ended is told
+            done = sorted(ended(trials), key=lambda trial: trial.datetime_complete or datetime.max)
+            for count in range(told + 1, len(done) + 1):
+                tell(sweep, done[:count], parent)
+                if screen is None and count > shown:
+                    print(f"{table.line(done[count - 1])}\n    {table.summary(sweep, studies)}", flush=True)
+            told = len(done)
             if screen:
                 screen.update(table.live(sweep, studies))
-            crew.mend(studies)
-            time.sleep(POLL_SECONDS)
-
-
-@contextmanager
-def no_screen() -> Iterator[None]:
-    yield
+            if not over:
+                crew.mend(studies)
+                time.sleep(POLL_SECONDS)
 
 
 def stopped(studies: Studies) -> bool:
@@ -181,17 +186,16 @@ def stopped(studies: Studies) -> bool:
     return bool(studies["trials"].user_attrs.get("stop")) and not any(map(running, studies.values()))
 
 
-def tell(sweep: Sweep, studies: Studies, parent: Parent, trial: Any, screen: Live | None) -> None:
-    if screen is None:
-        print(f"{table.line(trial)}\n    {table.summary(sweep, studies)}", flush=True)
-    best = best_so_far(trials_of(studies["trials"]), sweep.directions[0])
-    found = table.counts(studies["trials"])
-    values = {f"trials/{state}": found[state] for state in table.STATES if found[state]}
-    if trial.values and not sweep.multi_objective:
-        values["score"] = trial.values[0]
+def tell(sweep: Sweep, done: Sequence[FrozenTrial], parent: Parent) -> None:
+    """The last of the ended trials as the parent's numbers; the step is how many there are."""
+    found = Counter(table.state_of(trial) for trial in done)
+    values = {f"trials/{state}": float(found[state]) for state in table.STATES if found[state]}
+    if done[-1].values and not sweep.multi_objective:
+        values["score"] = done[-1].values[0]
+    best = best_so_far(done, sweep.directions[0])
     if best is not None:
         values["best"] = best.values[0]
-    parent.metrics(values, step=len(ended(studies["trials"])))
+    parent.metrics(values, step=len(done))
 
 
 def finish(sweep: Sweep, studies: Studies, parent: Parent) -> None:

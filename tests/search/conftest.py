@@ -36,7 +36,9 @@ class Place:
         self.folder = self.runs / "toy"
 
     def line(self, *words: str, space: tuple[str, ...] = SPACE) -> list[str]:
-        return [sys.executable, "-m", "fer_lab.sweep", "-m", *words, *space, f"runs_dir={self.runs}"]
+        flags = words[:2] if words and words[0] == "--config-dir" else ()
+        words = (*flags, *space, *words[len(flags) :])
+        return [sys.executable, "-m", "fer_lab.sweep", "-m", *words, f"runs_dir={self.runs}"]
 
     def command(self, command: str, *words: str) -> subprocess.CompletedProcess[str]:
         """status, stop, …"""

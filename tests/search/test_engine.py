@@ -189,7 +189,12 @@ def test_this_process_alone_will_do(place):
 
 
 def test_the_best_are_confirmed_on_seeds_of_their_own_and_the_winner_is_judged(place):
-    words = ("hydra.sweeper.confirm={top: 2, seeds: 3}", "hydra.sweeper.ablate=2", "hydra.sweeper.n_trials=6")
+    words = (
+        "hydra.sweeper.confirm={top: 2, seeds: 3}",
+        "hydra.sweeper.ablate=2",
+        "hydra.sweeper.n_trials=6",
+        "hydra.sweeper.pruner=none",
+    )
     space = tuple(word for word in SPACE if "confirm" not in word)
     done = place.sweep(*words, space=space)
     assert done.returncode == 0, done.stdout + done.stderr
