@@ -8,8 +8,8 @@ help:  ## this list
 
 setup: .venv/ready  ## a virtual environment with the pinned packages, in .venv
 .venv/ready: requirements.lock pyproject.toml
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target .uv uv
-	.uv/bin/uv venv --quiet --allow-existing --python "$$(command -v $(PYTHON))" .venv
+	@test -x .uv/bin/uv || $(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target .uv uv
+	@test -x .venv/bin/python || .uv/bin/uv venv --quiet --python "$$(command -v $(PYTHON))" .venv
 	.uv/bin/uv pip install --quiet --compile-bytecode -r requirements.lock
 	.uv/bin/uv pip install --quiet --no-deps -e .
 	touch $@

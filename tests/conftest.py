@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,9 +45,11 @@ def fer2013() -> Path:
     if not archive.exists():
         pytest.skip("no FER2013 here: set FER2013=PATH to its folder")
     target = ROOT / "cache/fer2013"
-    if not target.exists():
-        import zipfile
+    with FileLock(ROOT / "cache/fer2013.lock"):  # several processes run the tests
+        if not target.exists():
+            import zipfile
 
-        with zipfile.ZipFile(archive) as packed:
-            packed.extractall(ROOT / "cache")
+            with zipfile.ZipFile(archive) as packed:
+                packed.extractall(ROOT / "cache/unpacking")
+            (ROOT / "cache/unpacking/fer2013").rename(target)
     return target
