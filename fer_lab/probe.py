@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fer_lab.data.datamodule import FaceData
     from fer_lab.learning.module import FerModule
 
-BATCHES = 4
+BATCHES = 3
 """Training and validation batches that are taken; the first of each warms up."""
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fer_lab.search.sweep import Sweep
     from fer_lab.train import Result
 
+Trained = TypeVar("Trained")
 COMMANDS = ("status", "stop", "join", "report", "rerun")
 sys.path.append(str(ROOT / "fer_lab/search/plugin"))  # Hydra 1.3 takes sweepers from hydra_plugins alone
 
@@ -41,16 +42,10 @@ class Host:
     def trial(self, config: DictConfig, job: Job) -> Result:
         import torch
 
-        from fer_lab.tracking.record import RunBusy
         from fer_lab.train import train
 
         try:
-            while True:
-                try:
-                    return train(config, job)
-                except RunBusy:  # the same settings are being trained outside this sweep, or by a worker given up too early
-                    job.report(0, float("nan"))
-                    time.sleep(1)
+            return when_free(lambda: train(config, job))
         finally:
             if torch.cuda.is_initialized():
                 torch.cuda.empty_cache()
@@ -63,7 +58,7 @@ class Host:
     def final(self, config: DictConfig, sweep_name: str) -> dict[str, Any]:
         from fer_lab.champion import crown
 
-        return crown(config, sweep_name)
+        return when_free(lambda: crown(config, sweep_name))
 
     def as_it_was(self, folder: Path) -> list[str]:
         from fer_lab.repeat import as_it_was
@@ -97,6 +92,18 @@ class Host:
         from fer_lab.tracking.forward import settle
 
         settle()
+
+
+def when_free(train: Callable[[], Trained]) -> Trained:
+    """Waits while the same settings are being trained elsewhere: outside the sweep, or by a worker given up too early."""
+    from fer_lab.tracking.record import RunBusy
+
+    while True:
+        try:
+            return train()
+        except RunBusy as busy:
+            print(f"{busy}; waiting", flush=True)
+            time.sleep(5)
 
 
 def sweep(cfg: DictConfig) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fer_lab.data.faces import Item
 
 MONITOR = "val/accuracy"
+ENDS = {"complete", "pruned", "diverged"}
 
 
 class Search(NamedTuple):
@@ -79,7 +80,7 @@ def search(place: Path, began: float, trials: list[dict[str, Any]], total: int) 
     """A process that did one trial more than wanted loses nothing by it: the clock stops at the last one wanted."""
     wanted = sorted(trials, key=lambda trial: trial["ended"])[:total]
     states = {trial["state"] for trial in wanted}
-    if len(wanted) < total or states - {"complete", "pruned"}:
+    if len(wanted) < total or states - ENDS:
         raise BenchmarkError(f"{place.name}: {len(wanted)} of {total} trials, {', '.join(sorted(states))}")
     seconds = wanted[-1]["ended"] - began
     curve = [(time - began, accuracy) for time, accuracy in accuracies(place) if time - began <= seconds]

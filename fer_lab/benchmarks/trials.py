@@ -11,6 +11,7 @@ An accuracy is reached when the validation after any epoch of any trial finds it
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,8 @@ def measure(
     )
     for peer, target in TARGETS.items():
         took_part = [found for found in rounds if peer in found]
+        if not took_part:
+            continue
         ours, theirs = ([found[name].seconds for found in took_part] for name in (OURS, peer))
         also = {name: [facts(found[name]) for found in took_part] for name in (OURS, peer)}
         yield Figure(
@@ -124,11 +127,11 @@ def agree(found: Mapping[str, Search], validation: int) -> None:
 
 
 def facts(search: Search) -> dict[str, Any]:
-    pruned = sum(trial["state"] == "pruned" for trial in search.trials)
+    ends = Counter(trial["state"] for trial in search.trials)
     first = min((seconds for seconds, _ in search.curve), default=math.inf)
     return {
         "seconds": rounded(search.seconds), "seconds_to_first_epoch": rounded(first), "epochs": search.epochs,
-        "pruned": pruned, "best": rounded(search.best),
+        "trials": dict(ends), "best": rounded(search.best),
     }  # fmt: skip
 
 

@@ -127,7 +127,7 @@ def reopen(sweep: Sweep, studies: Studies) -> None:
         "over": "",
         "open": False,
         "checked": 0,
-        "n_trials": sweep.options.n_trials,
+        "n_trials": sweep.n_trials,
         "until": time.time() + duration(timeout) if timeout is not None else 0,
         "space": sweep.space.facts(),
     }
@@ -151,7 +151,7 @@ def begin(sweep: Sweep, studies: Studies, crew: Crew, parent: Parent) -> None:
             "when": OmegaConf.to_container(sweep.options.when),
         }
     )
-    kept = ("n_trials", "sampler", "pruner", "seed", "seeds")
+    kept = ("sampler", "pruner", "seed", "seeds")
     parent.params({"sweep": {key: sweep.options[key] for key in kept}})
     trials.set_user_attr("open", True)
     advance(sweep, studies)  # nobody has to be launched where nothing is left to do
@@ -178,7 +178,7 @@ def watch(sweep: Sweep, studies: Studies, crew: Crew, parent: Parent) -> None:
                 screen.update(table.live(sweep, studies))
             if not over:
                 crew.mend(studies)
-                time.sleep(POLL_SECONDS)
+                time.sleep(POLL_SECONDS if crew.size else 0)
 
 
 def stopped(studies: Studies) -> bool:
@@ -224,7 +224,9 @@ def finish(sweep: Sweep, studies: Studies, parent: Parent) -> None:
         seconds=sum(
             trial.user_attrs.get("seconds", 0.0) for study in studies.values() for trial in ended(study)
         ),
-        workers=int(sweep.options.workers or 0),
+        workers=len(
+            {str(trial.user_attrs["worker"]) for trial in ended(trials) if "worker" in trial.user_attrs}
+        ),
     )
     for path in write_report(facts, sweep.folder):
         parent.artifact(sweep.folder / path)

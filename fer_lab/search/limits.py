@@ -29,7 +29,7 @@ def enough(study: Study, options: DictConfig, direction: str) -> Enough | None:
         return Enough("stop", f"stopped ({facts['stop']})")
     if error := same_error(trials):
         return Enough("broken", f"the last {SAME_ERRORS} trials failed in the same way: {error}")
-    if len(trials_of(study)) >= facts.get("n_trials", options.n_trials):
+    if len(trials_of(study)) >= facts.get("n_trials", 0):
         return Enough("done", f"{len(trials)} trials")
     if facts.get("exhausted"):
         return Enough("done", "every configuration was tried")

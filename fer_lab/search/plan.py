@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from optuna import Study, create_trial
@@ -138,7 +140,7 @@ def carried(sweep: Sweep, trial: FrozenTrial, params: Mapping[str, Any]) -> Froz
 
 def keep_points(sweep: Sweep, study: Any) -> None:
     """Queues the known settings that no trial has yet, as far as n_trials goes."""
-    room = sweep.options.n_trials - len(trials_of(study))
+    room = sweep.n_trials - len(trials_of(study))
     for point in sweep.space.points[: max(0, room)]:
         study.enqueue_trial(point, skip_if_exists=True)
 
@@ -158,15 +160,25 @@ def make_plan(sweep: Sweep, studies: Studies, workers: int) -> Plan | str:
         plan = estimate(probes, trials.user_attrs["n_trials"], workers, first, REDUCTION, runs)
     else:
         plan = fit(probes, duration(options.fit), workers, REDUCTION, runs)
-        trials.set_user_attr("n_trials", plan.n_trials)
+        trials.set_user_attr("n_trials", min(plan.n_trials, sweep.space.size or plan.n_trials))
         prunes = plan.min_resource < sweep.max_epochs
         trials.set_user_attr(
             "pruner", {"name": "halving", "min_resource": plan.min_resource} if prunes else "none"
         )
     trials.set_user_attr("estimate", str(plan))
     memory = max(probe.memory_bytes for probe in probes)
-    print(f"a trial takes up to {memory / 2**30:.1f} GiB; {workers} workers")
+    print(f"{workers} workers; a trial takes up to {memory / 2**30:.1f} GiB{too_much(memory * workers)}")
     return plan
+
+
+def too_much(needed: int) -> str:
+    """A warning where the workers together want more memory than this machine has to give."""
+    facts = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s+(\d+) kB", facts.read_text()) if facts.exists() else None
+    free = 1024 * int(found[1]) if found else needed
+    if needed <= free:
+        return ""
+    return f", more than the {free / 2**30:.1f} GiB here: take hydra.sweeper.workers=1, or a smaller batch"
 
 
 def probe_of(trial: FrozenTrial) -> Probe:

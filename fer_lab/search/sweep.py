@@ -28,6 +28,8 @@ Direction = Literal["maximize", "minimize"]
 JOBS = ("preflight", "trials", "confirm", "ablation", "final")
 """The kinds of work, in order; each is an Optuna study of its own in the sweep's storage."""
 
+GRIDS = ("grid", "bruteforce")
+DEFAULT_TRIALS = 20
 ROLES = ("controller", "worker", "status", "stop", "report", "rerun", "check")
 
 
@@ -78,6 +80,14 @@ class Sweep:
         return len(self.objectives) > 1
 
     @property
+    def n_trials(self) -> int:
+        """The total asked for; a grid is tried whole unless told otherwise."""
+        if self.options.n_trials is not None:
+            return int(self.options.n_trials)
+        whole = self.space.size if self.options.sampler in GRIDS else None
+        return whole or DEFAULT_TRIALS
+
+    @property
     def max_epochs(self) -> int:
         return int(self.config.trainer.max_epochs)
 
@@ -113,7 +123,7 @@ class Sweep:
 
         choice = self.options.sampler
         if choice == "tpe":
-            choice = {"name": "tpe", "n_startup_trials": max(1, min(10, self.options.n_trials // 4))}
+            choice = {"name": "tpe", "n_startup_trials": max(1, min(10, self.n_trials // 4))}
         return make_sampler(choice, self.options.seed, self.multi_objective, number)
 
     def pruner(self, study: optuna.Study) -> optuna.pruners.BasePruner:

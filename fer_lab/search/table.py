@@ -30,7 +30,7 @@ def counts(study: Study) -> Counter[str]:
 def summary(sweep: Sweep, studies: Mapping[str, Study]) -> str:
     """done / running / pruned / failed of the total, the best so far, and time left, on one line."""
     trials = studies["trials"]
-    found, total = counts(trials), trials.user_attrs.get("n_trials", sweep.options.n_trials)
+    found, total = counts(trials), trials.user_attrs.get("n_trials", sweep.n_trials)
     done = sum(found[state] for state in STATES)
     parts = [f"{done}/{total} trials"]
     parts += [f"{found[state]} {state.replace('_', ' ')}" for state in (*STATES, "running") if found[state]]
@@ -51,14 +51,14 @@ def seconds_left(sweep: Sweep, studies: Mapping[str, Study]) -> float | None:
     known = [trial for trial in trials_of(trials) if "seconds" in trial.user_attrs]
     if not known or trials.user_attrs.get("over"):
         return None
-    total = trials.user_attrs.get("n_trials", sweep.options.n_trials)
+    total = trials.user_attrs.get("n_trials", sweep.n_trials)
     mean = sum(trial.user_attrs["seconds"] for trial in known) / len(known)
     whole = max(trial.user_attrs["seconds"] for trial in known)
     plan = sweep.options.confirm
     confirms = plan.top * plan.seeds if plan and not sweep.multi_objective else 0
     confirms -= sum(state_of(trial) == "complete" for trial in trials_of(studies["confirm"]))
     ended = sum(trial.state.is_finished() for trial in trials_of(trials))
-    workers = max(1, len(trials.user_attrs.get("workers", [])) or int(sweep.options.workers or 1))
+    workers = max(1, trials.user_attrs.get("checked", 1))
     return (max(0, total - ended) * mean + max(0, confirms) * whole) / workers
 
 

@@ -102,7 +102,7 @@ class Worker:
             has_enough = enough(study, self.sweep.options, self.sweep.directions[0])
             if has_enough and has_enough.kind in ("stop", "broken"):
                 return False
-            total = 0 if has_enough else study.user_attrs.get("n_trials", self.sweep.options.n_trials)
+            total = 0 if has_enough else study.user_attrs["n_trials"]
         trial_id = ledger.take(study, self.sweep.storage, total)
         if trial_id is None:
             return False
