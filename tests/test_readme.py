@@ -60,7 +60,8 @@ def run(command: str, home: Path) -> subprocess.CompletedProcess[str]:
         line += [f"runs_dir={home}/runs"]
     elif "--help" not in line:
         line += [*QUICK.get(line[2], []), f"runs_dir={home}/runs", f"cache_dir={home}/cache"]
-    line = [word.replace("fit=5m", "fit=10s") for word in line]
+    if "hydra.sweeper.fit=5m" in line:
+        line += ["hydra.sweeper.timeout=1"]
     if line[2] == "fer_lab.sync":
         line = [*line[:3], f"runs={home}/runs"]
     if line[2] == "fer_lab.evaluate":

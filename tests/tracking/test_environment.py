@@ -79,6 +79,6 @@ def test_the_run_says_what_made_it(tmp_path):
     assert tags["version.python"] == ".".join(map(str, sys.version_info[:3]))
     assert int(tags["machine.cores"]) >= 1
     assert tags["machine.memory"].endswith(" GiB")
-    assert "pytest" in tags["command"]
+    assert tags["command"].startswith("python")
     assert [event["path"] for event in events if event["event"] == "artifact"] == ["code.patch"]
     assert b"+a = 2" in (tmp_path / "runs" / "a" / "code.patch").read_bytes()
