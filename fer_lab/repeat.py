@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from fer_lab.cli import ROOT
+from fer_lab.cli import ROOT, UsageError
 
 
 class FirstEpoch:
@@ -41,10 +41,13 @@ def repeat_first_epoch(config: DictConfig, name: str) -> bool:
         settle()  # before its place is gone
         found = first(history(RunRecord(Path(place) / result.run)))
         known = first(history(before))
+    compared = found.keys() & known.keys()
+    if not compared:
+        raise UsageError(f"{before.folder} holds no numbers of a first epoch to compare with")
     different = {
         metric: (known[metric], value)
         for metric, value in found.items()
-        if metric in known and known[metric] != value
+        if metric in compared and known[metric] != value
     }
     commit = CodeState(ROOT).tags.get("git.commit")
     if before.tag("git.commit") != commit:
@@ -52,7 +55,7 @@ def repeat_first_epoch(config: DictConfig, name: str) -> bool:
     for metric, (then, now) in different.items():
         print(f"{metric}: was {then:.8g}, is {now:.8g} (difference {now - then:.2g})")
     if not different:
-        print(f"the first epoch of {name} came out the same to the last digit ({len(found)} numbers)")
+        print(f"the first epoch of {name} came out the same to the last digit ({len(compared)} numbers)")
     return not different
 
 

@@ -136,6 +136,8 @@ def command_line(words: list[str]) -> list[str]:
     if command == "stop" and names[-1:] == ["now"]:
         names.pop()
         more = ["hydra.sweeper.now=true"]
+    if names[1:] or set(flags) - ({"--check"} if command == "rerun" else set()):
+        leave(f"{' '.join([*names[1:], *flags])}: not understood; {__doc__}", 2)
     contract = OmegaConf.load(contract_of(names[0] if names else None, settings))
     role = {"join": "worker"}.get(role, role)
     return [

@@ -32,7 +32,7 @@ from fer_lab.search.limits import enough
 from fer_lab.search.plan import check, follow_space, keep_points, make_plan
 from fer_lab.search.preflight import duration
 from fer_lab.search.stages import Studies, advance, confirmed, winner_of
-from fer_lab.search.sweep import Sweep
+from fer_lab.search.sweep import Sweep, without_password
 
 if TYPE_CHECKING:
     from fer_lab.search.report.page import SweepFacts
@@ -44,8 +44,8 @@ def control(sweep: Sweep) -> None:
     """Runs the sweep to its end. Raises SearchError before the first trial, SearchFailed for a sweep that broke."""
     sweep.folder.mkdir(parents=True, exist_ok=True)
     with alone(sweep), stoppable():
-        write_contract(sweep)
         studies = follow_space(sweep, sweep.studies())
+        write_contract(sweep)
         reopen(sweep, studies)
         crew = Crew(sweep)
         try:
@@ -105,17 +105,13 @@ def write_contract(sweep: Sweep) -> None:
         "name": sweep.name,
         "command": [without_password(word) for word in command_words()],
         "module": module_name(),
-        "words": list(sweep.words),
         "storage": without_password(sweep.options.storage),
         "objectives": sweep.objectives,
         "space": {key: OmegaConf.to_container(sweep.options[key]) for key in ("params", "when", "points")},
     }
-    (sweep.folder / "sweep.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(facts)))
-
-
-def without_password(text: str) -> str:
-    """Nothing that is written holds one: PGPASSWORD or ~/.pgpass give it to whoever joins."""
-    return re.sub(r"://([^:/@\s]*):[^@/\s]*@", r"://\1@", text)
+    part = sweep.folder / "sweep.yaml.part"
+    part.write_text(OmegaConf.to_yaml(OmegaConf.create(facts)))
+    part.replace(sweep.folder / "sweep.yaml")
 
 
 def reopen(sweep: Sweep, studies: Studies) -> None:
@@ -130,17 +126,21 @@ def reopen(sweep: Sweep, studies: Studies) -> None:
         "n_trials": sweep.n_trials,
         "until": time.time() + duration(timeout) if timeout is not None else 0,
         "space": sweep.space.facts(),
+        "pruner": None,  # one that `fit` chose
+        "broken": "",
+        "reopened": len(trials.get_trials(deepcopy=False)),
+        "session": time.time(),
     }
     for key, value in facts.items():
         if trials.user_attrs.get(key) != value:
             trials.set_user_attr(key, value)
-    keep_points(sweep, trials)
 
 
 def begin(sweep: Sweep, studies: Studies, crew: Crew, parent: Parent) -> None:
     """Says what is about to happen, and lets the workers go."""
     trials = studies["trials"]
     print(make_plan(sweep, studies, crew.size))
+    keep_points(sweep, trials)
     if sweep.multi_objective:
         print(
             "several objectives are compared without pruning: no trial can be told the worse before its end"
@@ -182,8 +182,9 @@ def watch(sweep: Sweep, studies: Studies, crew: Crew, parent: Parent) -> None:
 
 
 def stopped(studies: Studies) -> bool:
-    """Somebody said stop, and nothing runs any more."""
-    return bool(studies["trials"].user_attrs.get("stop")) and not any(map(running, studies.values()))
+    """Somebody said stop, or the same error came again and again, and nothing runs any more."""
+    facts = studies["trials"].user_attrs
+    return bool(facts.get("stop") or facts.get("broken")) and not any(map(running, studies.values()))
 
 
 def tell(sweep: Sweep, done: Sequence[FrozenTrial], parent: Parent) -> None:
@@ -261,9 +262,10 @@ def refuse_success(sweep: Sweep, studies: Studies) -> None:
     trials = ended(studies["trials"])
     has_enough = enough(studies["trials"], sweep.options, sweep.directions[0])
     if has_enough and has_enough.kind == "broken":
-        last = max(trials, key=lambda trial: trial.datetime_complete or trial.number)
+        failed = [trial for trial in trials if "traceback" in trial.user_attrs]
+        last = max(failed, key=lambda trial: trial.datetime_complete or datetime.min)
         raise SearchFailed(
-            f"{last.user_attrs.get('traceback', '')}\n{has_enough.why}; logs in {sweep.folder / 'workers'}"
+            f"{last.user_attrs['traceback']}\n{has_enough.why}; logs in {sweep.folder / 'workers'}"
         )
     if trials and not any(trial.state.name == "COMPLETE" for trial in trials):
         raise SearchFailed(

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from filelock import FileLock, Timeout
 from hydra._internal.utils import get_args
@@ -33,6 +34,8 @@ BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 PATIENCE_SECONDS = 60.0
 MOST_LOCAL = 4
 CONTROLLER = ".controller.lock"
+INDEX = "FER_LAB_WORKER"
+"""Which of a controller's workers a process is."""
 
 
 class Crew:
@@ -54,7 +57,19 @@ class Crew:
     def start(self) -> None:
         """Local workers; a launcher waits until there is something to do."""
         (self.sweep.folder / "workers").mkdir(exist_ok=True)
-        for index in range(0 if self.launched else self.size - living(self.sweep.folder)):
+        if not self.launched:
+            self.fill()
+
+    def fill(self) -> None:
+        """As many workers as wanted: our own, those that an earlier controller left at work, and those who joined."""
+        others = {worker["pid"]: worker for worker in living(self.sweep.folder)}
+        for process in self.processes.values():
+            others.pop(process.pid, None)
+        taken = {index for index, process in self.processes.items() if process.poll() in (None, 0)}
+        taken |= {worker["index"] for worker in others.values() if worker["index"] is not None}
+        free = [index for index in range(self.size) if index not in taken]
+        joined = sum(worker["index"] is None for worker in others.values())
+        for index in free[: len(free) - joined if len(free) > joined else 0]:
             self.spawn(index)
 
     def spawn(self, index: int) -> None:
@@ -62,7 +77,7 @@ class Crew:
         module = module_name()
         program = ["-m", module] if module else [str(Path(sys.argv[0]).absolute())]
         words = ["hydra.sweeper.role=worker", f"hydra.sweeper.name={self.sweep.name}"]
-        settings = dict(os.environ)
+        settings = {**os.environ, INDEX: str(index)}
         if self.gpus:
             settings["CUDA_VISIBLE_DEVICES"] = self.gpus[index % len(self.gpus)]
         else:
@@ -104,12 +119,12 @@ class Crew:
         if ended > self.ended_before:
             self.ended_before, self.deaths = ended, 0
         for index, process in list(self.processes.items()):
-            if process.poll() in (None, 0):
-                continue
-            self.deaths += 1
-            if self.deaths > 3 * self.size:
-                raise SearchFailed(f"workers die at once; the last one said:\n{self.last_words(index)}")
-            self.spawn(index)
+            if process.poll() not in (None, 0):
+                self.deaths += 1
+                if self.deaths > 3 * self.size:
+                    raise SearchFailed(f"workers die at once; the last one said:\n{self.last_words(index)}")
+                del self.processes[index]
+        self.fill()
         if all(process.poll() == 0 for process in self.processes.values()) and not self.feels_life(studies):
             self.refuse_to_wait()
 
@@ -140,7 +155,7 @@ class Crew:
         if pulse != self.pulse:
             self.pulse, self.felt = pulse, time.monotonic()
         patience = MISSED_BEATS * self.sweep.options.heartbeat
-        return living(self.sweep.folder) > 0 or time.monotonic() - self.felt < patience
+        return bool(living(self.sweep.folder)) or time.monotonic() - self.felt < patience
 
     @property
     def farewell(self) -> str:
@@ -170,8 +185,13 @@ class Crew:
         for process in self.processes.values():
             if process.poll() is None:
                 process.terminate()
-        if not self.launched:
-            self.join()
+        if self.launched:
+            return
+        for worker in living(self.sweep.folder):
+            if worker["index"] is not None:  # of an earlier controller; who joined by hand leaves by hand
+                with suppress(ProcessLookupError):
+                    os.kill(worker["pid"], signal.SIGTERM)
+        self.join()
 
     def join(self) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
@@ -204,25 +224,27 @@ def present(folder: Path) -> Iterator[None]:
     """While it works, a worker's name stands in the sweep's folder."""
     path = folder / "workers" / f"{platform.node()}-{os.getpid()}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(worker_facts()))
+    index = os.environ.get(INDEX)
+    path.write_text(json.dumps({**worker_facts(), "index": int(index) if index else None}))
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
 
 
-def living(folder: Path) -> int:
-    """Workers of this machine that an earlier controller left at work."""
-    count = 0
+def living(folder: Path) -> list[dict[str, Any]]:
+    """The workers of this machine that are at work on the sweep, whoever started them."""
+    found = []
     for path in (folder / "workers").glob("*.json"):
         with suppress(OSError, ValueError):
             worker = json.loads(path.read_text())
-            if worker["place"] == place():
-                alive = is_alive(worker["pid"], worker["started"])
-                count += alive
-                if not alive:
-                    path.unlink()
-    return count
+            if worker["place"] != place():
+                continue
+            if is_alive(worker["pid"], worker["started"]):
+                found.append(worker)
+            else:
+                path.unlink()
+    return found
 
 
 def is_controlled(folder: Path) -> bool:

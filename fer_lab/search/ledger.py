@@ -12,6 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,14 @@ def unfinished(study: Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.WAITING, TrialState.RUNNING))
 
 
-def take(study: Study, storage: BaseStorage, total: int) -> int | None:
-    """The id of a trial that is now ours: one that waits, else a new one while fewer than `total` count."""
+def take(study: Study, storage: BaseStorage, total: int, begun_only: bool = False) -> int | None:
+    """The id of a trial that is now ours: one that waits, else a new one while fewer than `total` count.
+
+    `begun_only`: nothing new at all, only what somebody had begun.
+    """
     for trial in waiting(study):
+        if begun_only and "continues" not in trial.user_attrs:
+            continue
         try:
             won = storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING)
         except UpdateFinishedTrialError:
@@ -150,8 +156,9 @@ class Watch:
     def give_up(self, study: Study, trial: FrozenTrial) -> None:
         times = trial.user_attrs.get("attempts", 0) + 1
         error = f"its worker died {times} times (out of memory?)"
-        study._storage.set_trial_user_attr(trial._trial_id, "error", error)
-        close(study, trial.number, "failed")
+        with suppress(UpdateFinishedTrialError):  # another one gave it up at the same moment
+            study._storage.set_trial_user_attr(trial._trial_id, "error", error)
+            close(study, trial.number, "failed")
 
 
 def place() -> str:

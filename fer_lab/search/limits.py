@@ -27,7 +27,10 @@ def enough(study: Study, options: DictConfig, direction: str) -> Enough | None:
     trials, facts = ended(study), study.user_attrs
     if facts.get("stop"):
         return Enough("stop", f"stopped ({facts['stop']})")
-    if error := same_error(trials):
+    since_then = [
+        trial for trial in trials if trial.number >= facts.get("reopened", 0)
+    ]  # an old bug may be mended
+    if error := same_error(since_then):
         return Enough("broken", f"the last {SAME_ERRORS} trials failed in the same way: {error}")
     if len(trials_of(study)) >= facts.get("n_trials", 0):
         return Enough("done", f"{len(trials)} trials")

@@ -16,10 +16,12 @@ from fer_lab.search.errors import SearchError
 from fer_lab.search.ledger import ended, trials_of, unfinished
 from fer_lab.search.preflight import Plan, Probe, composition_faults, duration, estimate, fit
 from fer_lab.search.samplers import check_space
+from fer_lab.search.space.grammar import near
 from fer_lab.search.stages import Studies, ask_for, key_of
 from fer_lab.search.sweep import Sweep
 
 REDUCTION = 3
+COSTS = ("cost/parameters", "cost/seconds")
 COMPOSING = ("ConfigCompositionException", "MissingConfigException", "ConfigAttributeError", "ConfigKeyError")
 
 
@@ -55,8 +57,22 @@ def check(sweep: Sweep, studies: Studies, crew: Crew) -> None:
         words, error = " ".join(trial.user_attrs["overrides"]), trial.user_attrs["error"]
         if not faults or not error.startswith(COMPOSING):  # those are told above, in better words
             faults.append(f"{words or 'with the defaults'}: {error}")
+    faults += unknown_objectives(sweep, study)
     if faults:
         raise SearchError("\n".join(dict.fromkeys(faults)))
+
+
+def unknown_objectives(sweep: Sweep, study: Study) -> list[str]:
+    """Of several objectives, those that no run has; a single one is the monitor, which the step itself checks."""
+    results = [trial.user_attrs["result"] for trial in ended(study) if "result" in trial.user_attrs]
+    if not results or not sweep.multi_objective:
+        return []
+    known = [*results[-1]["logged"], *COSTS]
+    return [
+        f"objectives: {metric} is no number of a run{near(metric, known)}; choices: {', '.join(known)}"
+        for metric in sweep.objectives
+        if metric not in known
+    ]
 
 
 def failed_steps(study: Study, steps: Iterable[Sequence[str]]) -> list[FrozenTrial]:
@@ -85,32 +101,48 @@ def open_alone(sweep: Sweep, studies: Studies) -> bool:
     return True
 
 
-def follow_space(sweep: Sweep, studies: Studies) -> dict[str, Any]:
+def follow_space(sweep: Sweep, studies: Studies) -> dict[str, Study]:
     """The studies to go on with. Optuna allows no other choices in a study, so a changed space gets a new one, and every
-    trial that is a configuration of the new space comes along."""
-    old, facts = studies["trials"], sweep.space.facts()
-    known = old.user_attrs.get("space")
-    if known is None or (known["parameters"] == facts["parameters"] and not differences(sweep, known, facts)):
+    trial of all earlier ones that is a configuration of the new space comes along."""
+    latest, facts = studies["trials"], sweep.space.facts()
+    known = latest.user_attrs.get("space")
+    if known is None:
         return dict(studies)
     if changed := differences(sweep, known, facts):
         raise SearchError(
             f"sweep {sweep.name} was made with other settings, so its trials cannot be compared with new ones: "
             f"{'; '.join(changed)}. Give this sweep another hydra.sweeper.name, or take them back"
         )
-    done = [trial for trial in ended(old) if trial.state.name in ("COMPLETE", "PRUNED")]
-    fitting = [
-        (trial, params) for trial in done if (params := sweep.space.carry_over(trial, known)) is not None
-    ]
-    revision = f"{sweep.name}#{int(old.study_name.partition('#')[2] or 1) + 1}"
-    fresh = sweep.opened(revision)
-    for trial, params in fitting[len(fresh.trials) :]:  # somebody may have been killed half-way
-        fresh.add_trial(carried(sweep, trial, params))
-    old.set_user_attr("stop", "its space was changed")
-    old.set_user_attr("replaced_by", revision)
-    print(
-        f"the space has changed: {len(fitting)} of {len(done)} trials belong to the new one as well and count in it"
-    )
-    return sweep.studies()
+    if known["parameters"] != facts["parameters"]:
+        revision = f"{sweep.name}#{int(latest.study_name.partition('#')[2] or 1) + 1}"
+        latest.set_user_attr("stop", "its space was changed")
+        latest.set_user_attr("replaced_by", sweep.opened(revision).study_name)
+    found = sweep.studies()
+    carry_over(sweep, found["trials"])
+    return found
+
+
+def carry_over(sweep: Sweep, study: Study) -> None:
+    """Adds what earlier spaces know and this one does not have yet; their workers may have ended trials since."""
+    have = [trial.user_attrs.get("carried_from") for trial in study.get_trials(deepcopy=False)]
+    name, count, fitting = sweep.name, 0, 0
+    while name != study.study_name:
+        earlier = sweep.opened(name)
+        for trial in ended(earlier):
+            if trial.state.name not in ("COMPLETE", "PRUNED") or "carried_from" in trial.user_attrs:
+                continue
+            count += 1
+            params = sweep.space.carry_over(trial, earlier.user_attrs["space"])
+            origin = [name, trial.number]
+            if params is not None:
+                fitting += 1
+                if origin not in have:
+                    study.add_trial(carried(sweep, trial, params, origin))
+        name = earlier.user_attrs["replaced_by"]
+    if count:
+        print(
+            f"the space has changed: {fitting} of {count} trials belong to the new one as well and count in it"
+        )
 
 
 def differences(sweep: Sweep, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -125,23 +157,24 @@ def differences(sweep: Sweep, before: Mapping[str, Any], now: Mapping[str, Any])
     ]
 
 
-def carried(sweep: Sweep, trial: FrozenTrial, params: Mapping[str, Any]) -> FrozenTrial:
+def carried(sweep: Sweep, trial: FrozenTrial, params: Mapping[str, Any], origin: list[Any]) -> FrozenTrial:
     ranges = {one.name: one.distribution for one in sweep.space.parameters}
     return create_trial(
         state=trial.state,
         values=trial.values,
         params=dict(params),
         distributions={name: ranges[name] for name in params},
-        user_attrs={**trial.user_attrs, "overrides": sweep.space.words(params), "carried_from": trial.number},
+        user_attrs={**trial.user_attrs, "overrides": sweep.space.words(params), "carried_from": origin},
         system_attrs=trial.system_attrs,
         intermediate_values=trial.intermediate_values,
     )
 
 
-def keep_points(sweep: Sweep, study: Any) -> None:
-    """Queues the known settings that no trial has yet, as far as n_trials goes."""
-    room = sweep.n_trials - len(trials_of(study))
-    for point in sweep.space.points[: max(0, room)]:
+def keep_points(sweep: Sweep, study: Study) -> None:
+    """Queues the known settings that no trial has yet, as far as the total goes."""
+    for point in sweep.space.points:
+        if len(trials_of(study)) >= study.user_attrs["n_trials"]:
+            return
         study.enqueue_trial(point, skip_if_exists=True)
 
 

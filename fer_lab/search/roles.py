@@ -59,7 +59,7 @@ def rerun(sweep: Sweep) -> None:
         *trial.user_attrs["overrides"],
         *sweep.host.as_it_was(Path(sweep.config.runs_dir) / run),
     ]
-    line = ["-m", module, "hydra.mode=RUN", *words, "rerun=true"]
+    line = ["-m", module, *sweep.flags, "hydra.mode=RUN", *words, "rerun=true"]
     print(f"python {shlex.join(line)}", flush=True)
     os.execv(sys.executable, [sys.executable, *line])
 

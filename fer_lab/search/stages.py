@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 from optuna import Study
@@ -37,14 +38,24 @@ def advance(sweep: Sweep, studies: Studies) -> None:
 
 
 def is_busy(studies: Studies, has_enough: Enough) -> bool:
-    """Whether jobs are under way; those that wait do not count once the sweep is stopped."""
-    halted = has_enough.kind in ("stop", "broken")
-    return any((running if halted else unfinished)(study) for study in studies.values())
+    """Whether jobs are under way; those that wait do not count once the sweep is stopped, and those that nobody has
+    begun not behind a limit."""
+    if has_enough.kind in ("stop", "broken"):
+        return any(running(study) for study in studies.values())
+    left = [trial for study in studies.values() for trial in unfinished(study)]
+    limited = has_enough.kind == "limit"
+    return any(
+        not limited
+        or trial.state.name == "RUNNING"
+        or "continues" in trial.user_attrs
+        or "job" in trial.user_attrs
+        for trial in left
+    )
 
 
 def is_over(studies: Studies) -> bool:
     trials = studies["trials"].user_attrs
-    return bool(trials.get("over") or trials.get("stop"))
+    return bool(trials.get("over") or trials.get("stop") or trials.get("broken"))
 
 
 def ask_for(study: Study, jobs: list[dict[str, Any]]) -> bool:
@@ -118,4 +129,14 @@ def to_judge(sweep: Sweep, studies: Studies) -> list[dict[str, Any]]:
     if complete:
         best = max(complete, key=lambda trial: sign * trial.values[0])
         words = with_seed(words, best.user_attrs["seed"])
-    return [{"of": winner.number, "overrides": words}]
+    job: dict[str, Any] = {"of": winner.number, "overrides": words}
+    session = studies["trials"].user_attrs.get("session", 0)  # when the command was given
+    before = [
+        trial
+        for trial in ended(studies["final"])
+        if trial.user_attrs.get("overrides") == words
+        and (trial.datetime_start or datetime.now()).timestamp() < session
+    ]
+    if before and not any(trial.user_attrs.get("result", {}).get("registered") for trial in before):
+        job["again"] = session  # the tracking store was down, or the worker died of it
+    return [job]

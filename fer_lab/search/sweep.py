@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import optuna
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from fer_lab.search.errors import SearchError
 from fer_lab.search.preflight import duration
@@ -43,6 +44,8 @@ class Sweep:
     space: Space
     name: str
     folder: Path
+    flags: tuple[str, ...] = ()
+    """--config-dir, where the space is not one of the project's."""
     composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -54,7 +57,11 @@ class Sweep:
         settings = json.dumps(space.base, sort_keys=True, default=str)
         digest = hashlib.sha256(settings.encode()).hexdigest()[:8]
         name = options.name or f"{'sweep' if choice == 'none' else choice}-{digest}"
-        sweep = cls(context, config, tuple(space.fixed), space, name, Path(config.runs_dir) / name)
+        given = [
+            source.path for source in config.hydra.runtime.config_sources if source.provider == "command-line"
+        ]
+        flags = ("--config-dir", given[0]) if given else ()
+        sweep = cls(context, config, tuple(space.fixed), space, name, Path(config.runs_dir) / name, flags)
         faults = sweep.wrong_options()
         if faults or not space.parameters:
             raise SearchError("\n".join([*faults, *space.faults]))
@@ -82,10 +89,9 @@ class Sweep:
     @property
     def n_trials(self) -> int:
         """The total asked for; a grid is tried whole unless told otherwise."""
-        if self.options.n_trials is not None:
-            return int(self.options.n_trials)
         whole = self.space.size if self.options.sampler in GRIDS else None
-        return whole or DEFAULT_TRIALS
+        wanted = self.options.n_trials or whole or DEFAULT_TRIALS
+        return min(wanted, whole or wanted)
 
     @property
     def max_epochs(self) -> int:
@@ -152,33 +158,105 @@ class Sweep:
 
     def wrong_options(self) -> list[str]:
         """Everything about hydra.sweeper that can be known now."""
+        faults = [
+            fault for key, expected in EXPECTED.items() if (fault := expected.fault(key, self.options[key]))
+        ]
+        if not isinstance(self.config.trainer.max_epochs, int) or self.config.trainer.max_epochs < 1:
+            faults.append(
+                f"trainer.max_epochs={self.config.trainer.max_epochs}: a sweep needs a whole number from 1"
+            )
+        faults += [
+            f"objectives: {metric}: {mode} is no direction; choices: max, min"
+            for metric, mode in self.objectives.items()
+            if mode not in ("max", "min")
+        ]
+        if self.options.objectives and not self.multi_objective:
+            faults.append("objectives is for several; a single one is monitor=METRIC mode=max|min")
+        if self.multi_objective and (self.options.target is not None or self.options.patience is not None):
+            faults.append("target and patience need a single objective: of several none is the best")
+        return [*faults, *self.wrong_choices(bool(faults))]
+
+    def wrong_choices(self, others_wrong: bool) -> list[str]:
+        """Names and lengths of time; what cannot be judged while `others_wrong` is left for the next time."""
         from fer_lab.search.samplers import make_pruner
 
         options, faults = self.options, []
-        numbers = {
-            "n_trials": 1, "epochs": 1, "patience": 1, "seeds": 1, "keep": 0, "retries": 0, "workers": 0, "ablate": 0,
-        }  # fmt: skip
-        for key, least in numbers.items():
-            value = options[key]
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-                faults.append(f"hydra.sweeper.{key}={value}: expected a whole number from {least}")
-        for metric, mode in self.objectives.items():
-            if mode not in ("max", "min"):
-                faults.append(f"{metric}: {mode} is no direction; choices: max, min")
-        checks = {
+        checks: dict[str, Callable[[], Any]] = {
             "sampler": lambda: self.sampler(0),
             "pruner": lambda: make_pruner(options.pruner, self.max_epochs),
-            "timeout": lambda: options.timeout is None or duration(options.timeout),
-            "fit": lambda: options.fit is None or duration(options.fit),
-            "wall_time": lambda: options.wall_time is None or duration(options.wall_time),
+            **{
+                key: lambda key=key: duration(options[key])  # type: ignore[misc]
+                for key in ("timeout", "fit", "wall_time")
+                if options[key] is not None
+            },
         }
         for key, check in checks.items():
             try:
                 check()
             except SearchError as error:
                 faults.append(f"hydra.sweeper.{key}: {error}")
-            except TypeError:  # of a number above that is none
-                continue
-        if self.options.role not in ROLES:
-            faults.append(f"hydra.sweeper.role={self.options.role}; choices: {', '.join(ROLES)}")
+            except (TypeError, ValueError):
+                if not others_wrong:
+                    raise
         return faults
+
+
+class Expected(NamedTuple):
+    """What an option may be: `fits` for anything but null."""
+
+    what: str
+    fits: Callable[[Any], bool]
+    may_be_null: bool = False
+
+    def fault(self, key: str, value: Any) -> str:
+        if self.may_be_null if value is None else self.fits(value):
+            return ""
+        return f"hydra.sweeper.{key}={value}: expected {self.what}{' or null' if self.may_be_null else ''}"
+
+
+def whole(least: int, may_be_null: bool = False) -> Expected:
+    return Expected(
+        f"a whole number from {least}", lambda value: is_whole(value) and value >= least, may_be_null
+    )
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    return is_whole(value) or isinstance(value, float)
+
+
+def confirms(value: Any) -> bool:
+    return isinstance(value, DictConfig) and all(
+        is_whole(value.get(key)) and value[key] > 0 for key in ("top", "seeds")
+    )
+
+
+EXPECTED = {
+    "role": Expected(f"one of {', '.join(ROLES)}", lambda value: value in ROLES),
+    "name": Expected(
+        "letters, digits and . _ = + -", lambda value: bool(re.fullmatch(r"\w[\w.=+-]*", str(value))), True
+    ),
+    "n_trials": whole(1, may_be_null=True),
+    "workers": whole(0, may_be_null=True),
+    "epochs": whole(1, may_be_null=True),
+    "patience": whole(1, may_be_null=True),
+    "keep": whole(0, may_be_null=True),
+    "seed": whole(0),
+    "seeds": whole(1),
+    "retries": whole(0),
+    "ablate": whole(0),
+    "target": Expected("a number", is_number, True),
+    "heartbeat": Expected("seconds", lambda value: is_number(value) and value > 0),
+    "confirm": Expected("{top: 3, seeds: 5}", confirms, True),
+    "storage": Expected("sqlite, journal or an address", lambda value: isinstance(value, str)),
+    "extremes": Expected("a list of keys", lambda value: isinstance(value, ListConfig)),
+}
+
+
+def without_password(text: str) -> str:
+    """Nothing that is written holds one: PGPASSWORD or ~/.pgpass give it to whoever joins."""
+    text = re.sub(r"://([^:/@\s]*):[^@\s]*@", r"://\1@", text)
+    return re.sub(r"([?&]password=)[^&\s'\"]*", r"\1", text)

@@ -26,7 +26,7 @@ from fer_lab.search.lines import record_trial
 from fer_lab.search.plan import open_alone
 from fer_lab.search.preflight import duration
 from fer_lab.search.stages import advance, is_over
-from fer_lab.search.sweep import JOBS, Sweep
+from fer_lab.search.sweep import GRIDS, JOBS, Sweep, without_password
 
 ADVANCE = ".advance.lock"
 LEAVE = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -40,6 +40,10 @@ class Interrupted(BaseException):
     """The worker has to leave, or lost its trial: the run keeps its checkpoint. No Exception, so that nothing catches it."""
 
 
+class Lost(Interrupted):
+    """Others took this worker for dead and go on with its trial."""
+
+
 class Worker:
     """`Worker(sweep)()` works until the sweep has nothing left for it. Through a Hydra launcher it is the task function."""
 
@@ -51,10 +55,21 @@ class Worker:
 
     def __call__(self, _: DictConfig | None = None) -> None:
         self.open()
+        if not self.is_of_this_space():
+            return
         with present(self.sweep.folder), self.signals(), self.timer():
             while not self.leaving and self.step():
                 pass
-            self.sweep.host.settle()
+        self.sweep.host.settle()
+        print(f"{self.sweep.name}: this worker leaves ({self.leaving or 'nothing left to do'})", flush=True)
+
+    def is_of_this_space(self) -> bool:
+        """A job that waited in a queue may come to a sweep whose space was changed meanwhile."""
+        known = self.studies["trials"].user_attrs.get("space")
+        if known is None or known["parameters"] == self.sweep.space.facts()["parameters"]:
+            return True
+        print(f"{self.sweep.name} searches another space by now; `join {self.sweep.name}` takes the new one")
+        return False
 
     def open(self) -> Worker:
         """Here and not before, since a launcher sends workers to other machines."""
@@ -97,13 +112,16 @@ class Worker:
 
     def work(self, job: str) -> bool:
         """Takes a job of this kind and sees it through; False where there is none."""
-        study, total = self.studies[job], 0
+        study, total, begun_only = self.studies[job], 0, False
         if job == "trials":
             has_enough = enough(study, self.sweep.options, self.sweep.directions[0])
+            if has_enough and has_enough.kind == "broken":
+                study.set_user_attr("broken", has_enough.why)
             if has_enough and has_enough.kind in ("stop", "broken"):
                 return False
             total = 0 if has_enough else study.user_attrs["n_trials"]
-        trial_id = ledger.take(study, self.sweep.storage, total)
+            begun_only = has_enough is not None and has_enough.kind == "limit"
+        trial_id = ledger.take(study, self.sweep.storage, total, begun_only)
         if trial_id is None:
             return False
         self.sweep.storage.set_trial_user_attr(trial_id, "worker", ledger.worker_facts())
@@ -175,7 +193,8 @@ class Attempt:
     def tags(self) -> Mapping[str, str]:
         """With the command that trains this trial alone."""
         words = [*self.sweep.words, *self.frozen.user_attrs.get("overrides", [])]
-        command = shlex.join(["python", "-m", self.worker.module, "hydra.mode=RUN", *words])
+        line = ["python", "-m", self.worker.module, *self.sweep.flags, "hydra.mode=RUN", *words]
+        command = without_password(shlex.join(line))
         return {
             "fer.sweep": self.sweep.name, "fer.job": self.job, "fer.trial": str(self.trial.number),
             "command": command, "mlflow.source.name": command,
@@ -191,17 +210,28 @@ class Attempt:
             outcome = self.train(overrides)
             self.worker.in_training = False
             self.conclude(outcome, round(time.monotonic() - began, 2))
-        except (Interrupted, KeyboardInterrupt, SystemExit) as interruption:
-            self.worker.leaving = self.worker.leaving or str(interruption) or type(interruption).__name__
-            frozen = self.sweep.storage.get_trial(self.trial._trial_id)
-            if not frozen.state.is_finished():
-                ledger.hand_on(self.study, frozen, "interrupted")
+        except Lost:
+            print(f"{self.name}: declared lost meanwhile; somebody else goes on with it", flush=True)
+        except Interrupted as interruption:
+            self.hand_on(str(interruption))
+        except (KeyboardInterrupt, SystemExit) as end:
+            if self.worker.leaving:
+                self.hand_on(self.worker.leaving)
+            else:  # the trial itself wants to end the process
+                self.fail(end)
         except UpdateFinishedTrialError:
             print(f"{self.name}: declared lost meanwhile; somebody else goes on with it", flush=True)
         except Exception as error:
             self.fail(error)
         finally:
             self.worker.in_training = False
+
+    def hand_on(self, why: str) -> None:
+        self.worker.in_training = False
+        self.worker.leaving = self.worker.leaving or why
+        frozen = self.sweep.storage.get_trial(self.trial._trial_id)
+        if not frozen.state.is_finished():
+            ledger.hand_on(self.study, frozen, "interrupted")
 
     def overrides(self) -> list[str]:
         """The words of this trial: those of an explicit job, else asked of the sampler."""
@@ -219,6 +249,11 @@ class Attempt:
             return False
         frozen = self.sweep.storage.get_trial(self.trial._trial_id)
         twins = ledger.twins(self.study, frozen)
+        if (
+            twins and self.sweep.options.sampler in GRIDS
+        ):  # two asked at once: the grid has another point for one of them
+            ledger.close(self.study, frozen.number, "surplus")
+            return True
         if len(twins) < self.sweep.options.seeds:
             if twins:
                 words.append(f"seed={int(self.sweep.config.seed) + len(twins)}")
@@ -279,7 +314,7 @@ class Attempt:
             self.tell(TrialState.PRUNED)
             return
         values = self.values(outcome)
-        if any(math.isnan(value) for value in values):
+        if not all(math.isfinite(value) for value in values):
             ledger.note(self.trial, **facts, error=f"{self.sweep.objectives} is {values}")
             self.infeasible("diverged")
             return
@@ -291,8 +326,9 @@ class Attempt:
             return [float(outcome.score)]
         return [float(outcome.metrics[metric]) for metric in self.sweep.objectives]
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Divergence and a full memory teach the sampler to stay away; anything else is a failure."""
+        self.worker.in_training = False
         kind = type(error).__name__
         frames = traceback.extract_tb(error.__traceback__)
         where = f"{kind} at {frames[-1].filename}:{frames[-1].lineno}" if frames else kind
@@ -326,8 +362,9 @@ class Attempt:
         """See host.Job."""
         if self.worker.leaving:
             raise Interrupted(self.worker.leaving)
-        if self.study.user_attrs.get("stop") == "now":
-            raise Interrupted("stop now")
+        facts = self.worker.studies["trials"].user_attrs
+        if facts.get("stop") == "now" or facts.get("broken"):
+            raise Interrupted("the sweep was stopped")
         if self.job != "trials" or self.sweep.multi_objective:
             return False
         self.worker.in_training = False  # a signal must not break into the store's transaction
@@ -335,11 +372,13 @@ class Attempt:
             if epochs not in self.known:
                 self.trial.report(score, epochs)
                 self.known.add(epochs)
-            return self.trial.should_prune()
+            pruned = self.trial.should_prune()
         except UpdateFinishedTrialError:
-            raise Interrupted("declared lost meanwhile") from None
-        finally:
-            self.worker.in_training = True
+            raise Lost from None
+        if self.worker.leaving:
+            raise Interrupted(self.worker.leaving)
+        self.worker.in_training = True
+        return pruned
 
     def keeps(self, score: float) -> bool:
         """Runs of explicit jobs, and the best trials so far."""

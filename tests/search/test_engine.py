@@ -105,18 +105,46 @@ def test_a_worker_that_dies_of_its_trial_gives_it_up_after_some_times(place):
     assert trial.user_attrs["state"] == "failed" and "died 2 times" in trial.user_attrs["error"]
 
 
-def test_a_dead_memory_and_a_nan_are_told_apart(place):
-    done = place.sweep(
+def test_a_full_memory_is_a_limit_that_the_sampler_learns(place):
+    words = (
         "name=memory",
         "data.batch_size=choice(32,128)",
         "hydra.sweeper.n_trials=8",
         "hydra.sweeper.pruner=none",
     )
+    points = "hydra.sweeper.points=[{data.batch_size: 128}, {data.batch_size: 32}]"
+    done = place.sweep(*words, points)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert set(states(place.trials)) == {"out_of_memory", "complete"}
     for trial in place.trials:
         full = trial.params["data.batch_size"] == 128
         assert trial.user_attrs["state"] == ("out_of_memory" if full else "complete")
         assert bool(trial.constraints) == full
+
+
+def test_a_trial_that_raises_or_ends_its_process_is_one_failed_trial(place):
+    words = ("optimizer=choice(sgd,adamw)", "hydra.sweeper.n_trials=6", "hydra.sweeper.workers=1")
+    space = tuple(word for word in SPACE if word != "optimizer=sgd")
+    points = (
+        "hydra.sweeper.points=[{optimizer: sgd}, {optimizer: adamw}, {optimizer: sgd}, {optimizer: adamw}]"
+    )
+    done = place.sweep("name=raise_sgd", *words, points, space=space)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for trial in place.trials:
+        assert (trial.user_attrs["state"] == "failed") == (trial.params["optimizer"] == "sgd")
+    ended = place.sweep(
+        "name=exit", "hydra.sweeper.name=exits", "hydra.sweeper.n_trials=9", "hydra.sweeper.workers=1"
+    )
+    assert ended.returncode == 1 and "SystemExit" in ended.stderr, ended.stdout + ended.stderr
+
+
+def test_what_broke_a_sweep_can_be_mended(place):
+    broken = place.sweep("name=raise", "hydra.sweeper.n_trials=8", "hydra.sweeper.places=[name,runs_dir]")
+    assert broken.returncode == 1
+    before = len(place.trials)
+    mended = place.sweep("name=good", "hydra.sweeper.n_trials=8", "hydra.sweeper.places=[name,runs_dir]")
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    assert len(place.trials) == 8 and states(place.trials)["failed"] == before < 8
 
 
 def test_nan_is_no_score(place):
@@ -177,6 +205,8 @@ hydra:
     done = place.sweep("--config-dir", str(tmp_path), "sweeps=mine", "hydra.sweeper.n_trials=10", space=space)
     assert done.returncode == 0, done.stdout + done.stderr
     assert place.trials[0].params["optimizer.momentum"] == 0.75
+    again = place.command("rerun", "0")  # the flag that names the space goes along
+    assert f"--config-dir {tmp_path} hydra.mode=RUN" in again.stdout
     for trial in place.trials:
         assert ("optimizer.momentum" in trial.params) == (trial.params["optimizer"] == "sgd")
 
@@ -271,6 +301,8 @@ def test_status_stop_rerun_and_join(place):
     assert len(place.epochs) == 3 * len(place.trials)
     checked = place.command("rerun", "0", "--check")
     assert "checked toy-" in checked.stdout, checked.stderr
+    unknown = place.command("status", "toy", "--all")
+    assert unknown.returncode == 2 and "--all: not understood" in unknown.stderr
     wrong = place.command("rerun", "99")
     assert wrong.returncode == 2 and "no trial 99" in wrong.stderr
 

@@ -101,7 +101,10 @@ class ToyHost:
         }  # fmt: skip
 
     def final(self, config: DictConfig, sweep_name: str) -> dict[str, Any]:
-        return {"test/accuracy": score(config, int(config.trainer.max_epochs))}
+        return {
+            "test/accuracy": score(config, int(config.trainer.max_epochs)),
+            "registered": "models:/toy@champion",
+        }
 
     def as_it_was(self, folder: Path) -> list[str]:
         return ["threads=3"]
