@@ -28,7 +28,10 @@ def describe(record: RunRecord, cfg: DictConfig, data: FaceData, trial: Job | No
     if trial:
         record.tags(environment(ROOT) | dict(trial.tags))
         return
+    first = record.tag("command")
     log_environment(record, ROOT)
+    if first:  # the trial's, where a sweep judges its winner
+        record.tags({"command": first, "mlflow.source.name": first})
     write_split(record, data)
     write_faces(record, data)
     for path in ("split.json", "figures/faces.png"):

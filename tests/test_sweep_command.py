@@ -35,7 +35,7 @@ def runs(client):
 
 
 def test_a_sweep_leaves_a_parent_with_its_trials_and_a_champion(command, tmp_path, client):
-    done = command("sweep", "-m", *SMALL)
+    done = command("sweep", *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
     found = runs(client())
     parent = found["small"]
@@ -68,7 +68,8 @@ def test_a_sweep_leaves_a_parent_with_its_trials_and_a_champion(command, tmp_pat
     assert found.shape == (3, 7) and torch.allclose(found.sum(1), torch.ones(3))
 
     folder = tmp_path / "runs/small"
-    winner = command("train", "--config-dir", str(folder), "recipe=best")
+    places = (f"runs_dir={tmp_path}/runs", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db")
+    winner = command("train", "--config-dir", str(folder), "recipe=best", *places, store=False)
     assert winner.returncode == 0, winner.stderr
     repeated = command("sweep", "rerun", "0", "small", "--check", f"runs_dir={tmp_path}/runs", store=False)
     assert repeated.returncode == 0 and "the same to the last digit" in repeated.stdout, repeated.stdout
@@ -76,7 +77,7 @@ def test_a_sweep_leaves_a_parent_with_its_trials_and_a_champion(command, tmp_pat
 
 def test_an_outage_of_the_tracker_changes_nothing_but_the_time_of_its_knowledge(command, tmp_path, client):
     nobody = "tracking.uri=http://127.0.0.1:9"
-    done = command("sweep", "-m", *SMALL, nobody)
+    done = command("sweep", *SMALL, nobody)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in (tmp_path / "runs/small/trials.jsonl").read_text().splitlines()]
     assert [line["state"] for line in lines if line["study"] == "small"] == ["COMPLETE"] * 3

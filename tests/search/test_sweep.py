@@ -59,7 +59,10 @@ def test_wrong_options_are_told_all_at_once():
         "role=boss",
         "seeds=1.5",
     )
-    with pytest.raises(SearchError) as caught, read("sweeps=r1_newbase", *(f"hydra.sweeper.{word}" for word in words)):
+    with (
+        pytest.raises(SearchError) as caught,
+        read("sweeps=r1_newbase", *(f"hydra.sweeper.{word}" for word in words)),
+    ):
         pass
     for part in ("n_trials=0", "tpe", "n_warmup_steps", "soon", "controller, worker", "seeds=1.5"):
         assert part in str(caught.value)
