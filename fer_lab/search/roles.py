@@ -65,7 +65,7 @@ def rerun(sweep: Sweep) -> None:
 
 
 def check(sweep: Sweep) -> None:
-    from fer_lab.search.worker import as_hydra_job
+    from fer_lab.search.attempt import as_hydra_job
 
     trial = trial_of(sweep)
     run = trial.user_attrs.get("run")
