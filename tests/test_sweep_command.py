@@ -34,7 +34,7 @@ def runs(client):
     return {run.info.run_name: run for run in client.search_runs([experiment], max_results=100)}
 
 
-def test_a_sweep_leaves_a_parent_with_its_trials_and_a_champion(command, tmp_path, client):
+def test_a_sweep_leaves_a_parent_with_its_trials_and_a_champion(command, tmp_path, client, monkeypatch):
     done = command("sweep", *SMALL)
     assert done.returncode == 0, done.stdout + done.stderr
     found = runs(client())
@@ -62,7 +62,7 @@ def test_a_sweep_leaves_a_parent_with_its_trials_and_a_champion(command, tmp_pat
     import numpy as np
     import torch
 
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     net = mlflow.pytorch.load_model("models:/small@champion")
     found = net(torch.from_numpy(np.zeros((3, 1, 32, 32), dtype=np.uint8)))
     assert found.shape == (3, 7) and torch.allclose(found.sum(1), torch.ones(3))

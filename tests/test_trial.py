@@ -160,6 +160,10 @@ def test_a_trial_that_was_interrupted_goes_on_from_its_checkpoint(tmp_path, monk
     assert [epochs for epochs, _ in rest.reported] == [3]
     assert (result.score, result.epochs) == (whole.score, 3)
     assert "last.ckpt" not in files(folder)
+    one, other = (history(RunRecord(tmp_path / runs / whole.run)) for runs in ("runs", "whole"))
+    assert {name: one[name] for name in one if name != "cost/seconds"} == {
+        name: other[name] for name in other if name != "cost/seconds"
+    }
     one, other = (
         torch.load(tmp_path / runs / whole.run / "best.pt", weights_only=True) for runs in ("runs", "whole")
     )

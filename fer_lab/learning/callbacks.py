@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from fer_lab.learning.module import FerModule, LearningError
 
 
-class Checkpoints(Checkpoint):  # Lightning calls these last, when everything of the epoch is logged
+class Checkpoints(Checkpoint):  # Lightning calls these last, so the monitored score is there
     """Keeps `best.pt` (the judged net's state_dict) and `last.ckpt` (everything a resumed run needs).
 
     They are written at the ends of epochs, as often as costs at most `share` of the time, and when training ends. Both
@@ -82,6 +82,14 @@ class Checkpoints(Checkpoint):  # Lightning calls these last, when everything of
 
     def write(self, trainer: pl.Trainer, pl_module: FerModule) -> None:
         self.write_best(pl_module)
+        self.write_last(trainer)
+
+    def write_last(self, trainer: pl.Trainer) -> None:
+        """The epoch's metrics go to the logger first (Lightning would log those of training only after this): a run
+        killed in between does not train the epoch again, so they would be missing for ever."""
+        if trainer.logger is not None:
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            trainer.logger.log_metrics({**metrics, "epoch": trainer.current_epoch})
         replace(self.last, trainer.save_checkpoint)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 
-from fer_lab.learning.callbacks import Checkpoints, replace
+from fer_lab.learning.callbacks import Checkpoints
 from fer_lab.learning.module import FerModule
 
 
@@ -47,7 +47,7 @@ class Pruning(Checkpoints):
             self.pruned = trainer.should_stop = True
 
     def write(self, trainer: pl.Trainer, pl_module: FerModule) -> None:
-        replace(self.last, trainer.save_checkpoint)
+        self.write_last(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, FerModule)

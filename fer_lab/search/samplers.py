@@ -7,7 +7,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy
 from optuna import Study
@@ -20,6 +20,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from fer_lab.search.errors import SearchError
+from fer_lab.search.ledger import VOID
 
 Options = dict[str, Any]
 
@@ -121,14 +122,40 @@ _SAMPLERS = {
 }
 
 
+class _Counting:
+    """A study without the trials that others stand for; as much of it as successive halving looks at."""
+
+    def __init__(self, study: Study) -> None:
+        self.direction, self._storage, self._study = study.direction, study._storage, study
+
+    def get_trials(self, deepcopy: bool = True) -> list[FrozenTrial]:
+        return [
+            trial for trial in self._study.get_trials(deepcopy) if trial.user_attrs.get("state") not in VOID
+        ]
+
+
+class HalvingPruner(optuna_pruners.SuccessiveHalvingPruner):
+    """A trial that was interrupted and continued stands in each rung once."""
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        return super().prune(cast(Study, _Counting(study)), trial)
+
+
+class HyperbandPruner(optuna_pruners.HyperbandPruner):
+    def _try_initialization(self, study: Study) -> None:
+        super()._try_initialization(study)
+        for pruner in self._pruners:
+            pruner.__class__ = HalvingPruner
+
+
 def _halving(max_epochs: int, options: Options) -> BasePruner:
     defaults = {"min_resource": max(1, max_epochs // 9), "reduction_factor": 3}
-    return optuna_pruners.SuccessiveHalvingPruner(**defaults | options)
+    return HalvingPruner(**defaults | options)
 
 
 def _hyperband(max_epochs: int, options: Options) -> BasePruner:
     defaults = {"min_resource": max(1, max_epochs // 9), "reduction_factor": 3}
-    return optuna_pruners.HyperbandPruner(max_resource=max_epochs, **defaults | options)
+    return HyperbandPruner(max_resource=max_epochs, **defaults | options)
 
 
 def _patient(max_epochs: int, options: Options) -> BasePruner:

@@ -72,15 +72,19 @@ class Place:
         storage = open_storage(address, self.folder)
         return optuna.load_study(study_name=f"toy{job}", storage=storage)
 
-    @property
-    def trials(self) -> list[optuna.trial.FrozenTrial]:
-        """Those that count; the store is closed again."""
+    def trials_of(self, job: str = "") -> list[optuna.trial.FrozenTrial]:
+        """Those that count: two workers may have taken the last slot, and one gave its trial back. The store is
+        closed again."""
         from fer_lab.search.ledger import trials_of
 
-        study = self.study()
+        study = self.study(job)
         found = trials_of(study)
         study._storage._backend.engine.dispose()  # type: ignore[attr-defined]
         return found
+
+    @property
+    def trials(self) -> list[optuna.trial.FrozenTrial]:
+        return self.trials_of()
 
     @property
     def epochs(self) -> list[dict]:

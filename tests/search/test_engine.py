@@ -228,17 +228,17 @@ def test_the_best_are_confirmed_on_seeds_of_their_own_and_the_winner_is_judged(p
     space = tuple(word for word in SPACE if "confirm" not in word)
     done = place.sweep(*words, space=space)
     assert done.returncode == 0, done.stdout + done.stderr
-    confirm = place.study("/confirm").trials
+    confirm = place.trials_of("/confirm")
     assert Counter(trial.user_attrs["seed"] for trial in confirm) == {1: 2, 2: 2, 3: 2}
     assert {trial.state for trial in confirm} == {TrialState.COMPLETE}
-    assert len(place.study("/ablation").trials) == 4
-    (final,) = place.study("/final").trials
+    assert len(place.trials_of("/ablation")) == 4
+    (final,) = place.trials_of("/final")
     assert final.user_attrs["result"]["test/accuracy"] > 0
     report = (place.folder / "report.md").read_text()
     assert "seeds" in report
     again = place.sweep(*words, space=space)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert len(place.study("/confirm").trials) == 6 and len(place.study("/final").trials) == 1
+    assert len(place.trials_of("/confirm")) == 6 and len(place.trials_of("/final")) == 1
 
 
 def test_a_wider_space_keeps_the_trials_that_belong_to_it(place):
@@ -253,7 +253,7 @@ def test_a_wider_space_keeps_the_trials_that_belong_to_it(place):
     second = place.sweep(*words, space=wider)
     assert second.returncode == 0, second.stdout + second.stderr
     assert "5 of 5 trials belong to the new one" in second.stdout
-    trials = place.study("#2").trials
+    trials = place.trials_of("#2")
     assert len(trials) == 8
     assert [trial.params["optimizer"] for trial in trials[:5]] == ["sgd"] * 5
     assert len({epoch["run"] for epoch in place.epochs}) == 8

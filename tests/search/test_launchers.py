@@ -146,9 +146,7 @@ def test_an_array_of_slurm_jobs_needs_no_controller(place, slurm):
     assert {epoch["pid"] for epoch in place.epochs} > {first, second}
     assert not (slurm / "requeued").exists()
     assert states(place.trials) == {"complete": 5}
-    assert {
-        trial.state for trial in place.study("/confirm").trials if trial.user_attrs["state"] == "complete"
-    }
+    assert {trial.state for trial in place.trials_of("/confirm")} == {TrialState.COMPLETE}
     trained_once(place, 7)
     assert not (place.folder / "report.md").exists()
 

@@ -15,6 +15,7 @@ from optuna.trial import TrialState
 from scipy.stats import qmc
 
 from fer_lab.search.errors import SearchError
+from fer_lab.search.ledger import hand_on
 from fer_lab.search.samplers import PRUNERS, SAMPLERS, check_space, make_pruner, make_sampler
 
 
@@ -228,6 +229,22 @@ def test_halving_ends_trials_at_its_rungs():
     assert epochs_trained("halving", max_epochs=18, quality=worse)[1:] == 8 * [2]
     assert epochs_trained({"name": "halving", "min_resource": 3}, worse) == [9] + 8 * [3]
     assert epochs_trained({"name": "halving", "reduction_factor": 2}) == 9 * [9]
+
+
+@pytest.mark.parametrize(("choice", "rung"), [("halving", 1), ({"name": "hyperband", "min_resource": 4}, 4)])
+def test_a_continued_trial_stands_in_a_rung_once(choice, rung):
+    """Two of six go on; of seven, if the first stood there twice, too, and the second best would not be among them."""
+    study = optuna.create_study(direction="maximize", pruner=make_pruner(choice, max_epochs=9))
+    pruned = []
+    for value in (1.0, 0.0, 0.0, 0.0, 0.0, 0.9):
+        trial = study.ask()
+        trial.report(value, rung)
+        pruned.append(trial.should_prune())
+        if value == 1.0:
+            hand_on(study, study.trials[0], "interrupted")
+            study.ask()  # the continuation
+    assert sum("completed_rung_0" in trial.system_attrs for trial in study.trials) == 7
+    assert pruned == [False, True, True, True, True, False]
 
 
 def test_hyperband_gives_some_trials_longer():
