@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -48,12 +50,25 @@ def _checked_sqlite(uri: str) -> str:
     path = Path(uri.removeprefix("sqlite:///").split("?")[0]).absolute()
     if not uri.startswith("sqlite:///") or path.is_dir() or not path.name:
         raise TrackingError(f"tracking.uri={uri} names no file; give sqlite:////absolute/path/mlflow.db")
-    if path.exists() and path.stat().st_size and path.open("rb").read(15) != b"SQLite format 3":
+    if path.exists() and not _is_database(path):
         raise TrackingError(f"tracking.uri={uri}: {path} is not an SQLite database; name another file")
     writable = path if path.exists() else next(parent for parent in path.parents if parent.exists())
     if not os.access(writable, os.W_OK) or (writable != path and not writable.is_dir()):
         raise TrackingError(f"tracking.uri={uri}: {writable} cannot be written; name another file")
     return f"sqlite:///{path.as_posix()}"
+
+
+def _is_database(path: Path) -> bool:
+    """Asked of SQLite, since to open and close the file here would free it from the locks that this process holds on
+    it, while another thread writes to it: two writers at once destroy it (sqlite.org/howtocorrupt.html, 2.2)."""
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=0)) as connection:
+            connection.execute("PRAGMA schema_version")
+    except sqlite3.OperationalError:  # somebody is writing to it, or has died of it
+        return True
+    except sqlite3.DatabaseError:
+        return False
+    return True
 
 
 def _checked_server(uri: str) -> str:

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+
 import pytest
 
 from fer_lab.tracking.address import redacted, tracking_uri
@@ -53,6 +58,20 @@ def test_a_file_that_is_no_database_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("these are my notes, do not migrate them")
     with pytest.raises(TrackingError, match="is not an SQLite database"):
         tracking_uri(f"sqlite:///{tmp_path}/notes.txt")
+
+
+def test_looking_at_the_address_leaves_the_locks_of_a_writer_alone(tmp_path):
+    """A process that opened and closed the file by itself would lose them, and another would write beside it."""
+    path = tmp_path / "mlflow.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as writer:
+        writer.execute("CREATE TABLE runs (name)")
+        for begin in ("BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"):
+            writer.execute(begin)
+            tracking_uri(f"sqlite:///{path}")
+            other = f"import sqlite3; sqlite3.connect({str(path)!r}, timeout=0).execute('BEGIN IMMEDIATE')"
+            done = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
+            assert "database is locked" in done.stderr
+            writer.execute("ROLLBACK")
 
 
 def test_a_password_is_never_shown():
