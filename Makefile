@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 STANDIN := data/jaffe_drawn
-.PHONY: help setup train test lint check ui bench-train bench-sweep clean
+.PHONY: help setup train test lint check ui bench-train bench-sweep bench-triton clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -36,6 +36,9 @@ bench-train: setup  ## time our training stack against its peers; needs FER2013=
 
 bench-sweep: setup  ## time our sweeps against plain Optuna; FER2013=PATH for real faces
 	.venv/bin/python -m fer_lab.bench part=trials,overhead,frozen,store $(if $(FER2013),data.root=$(FER2013))
+
+bench-triton: setup  ## check the Triton kernels, and time them against their peers where there is a GPU
+	.venv/bin/python -m fer_lab.bench part=triton
 
 clean:  ## remove caches and what tests left; runs and mlflow.db stay
 	rm -rf cache .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""python -m fer_lab.bench [data.root=PATH] [part=step,data,…]: time training and sweeps against their peers.
+"""python -m fer_lab.bench [data.root=PATH] [part=step,data,…]: time training, sweeps and kernels against their peers.
 
     step      a training step through our stack against a bare PyTorch loop of the same work
     data      augmented images per second against torchvision's ImageFolder, v2 transforms and DataLoader
@@ -12,11 +12,13 @@
     frozen    trials on the cached features of a frozen net, in the time of ten that recompute them
     store     1,000 trials of nothing on 4 workers: the rate at the end against that at the beginning
 
+    triton    the convolution kernels, by `python -m kernels.bench`: its report is in kernels/results
+
 Each part says in its file what it compares. Peers take turns in one process (or as alternating processes), the
 first round is dropped, results are checked before anything is timed; a figure is the median over the repeats of
 the ratio within a round, with its lowest and highest. Where both sides use the same threads the ratio is of CPU
 seconds (user + sys), which other people's work on the machine disturbs least; the wall time stands beside it.
-fer_lab/results/train.json (sweep.json) holds all of it, train.md (sweep.md) the table; a part that is run again replaces
+fer_lab/results/train.json (sweep.json, triton.json) holds all of it, train.md (…) the table; a part that is run again replaces
 its own figures.
 """
 
@@ -39,6 +41,7 @@ from fer_lab.cli import ROOT, UsageError, main
 REPORTS = {
     "train": ("step", "data", "features", "startup", "memory", "accuracy"),
     "sweep": ("trials", "overhead", "frozen", "store"),
+    "triton": ("triton",),
 }
 PARTS = tuple(part for parts in REPORTS.values() for part in parts)
 
@@ -59,8 +62,9 @@ def bench(cfg: DictConfig) -> None:
     for part in parts:
         with tempfile.TemporaryDirectory(prefix="fer_lab_bench_", ignore_cleanup_errors=True) as place:
             setting = Setting(
-                Path(place), Path(cfg.cache_dir).absolute(), root, cfg.threads, output, cfg.drawn
-            )
+                Path(place), Path(cfg.cache_dir).absolute(), root, cfg.threads, output, cfg.drawn,
+                Path(cfg.runs_dir), cfg.tracking.uri or "", cfg.tracking.experiment,
+            )  # fmt: skip
             taken = circumstances(Path(place))
             print(f"{part} …", flush=True)
             measure = import_module(f"fer_lab.benchmarks.{part}").measure
@@ -147,7 +151,7 @@ def summary(results: Mapping[str, Any]) -> str:
 def table(report: str, results: Mapping[str, Any]) -> str:
     """The results of a report as Markdown: a row per figure, then when and where each part was taken."""
     lines = [
-        {"train": "# Speed of training", "sweep": "# Speed of sweeps"}[report],
+        {"train": "# Speed of training", "sweep": "# Speed of sweeps", "triton": "# The kernels"}[report],
         "",
         f"Written by `make bench-{report}` (`python -m fer_lab.bench`); each part's file in `fer_lab/benchmarks` says what is compared. "
         "Medians over the repeats, with [lowest, highest]; a ratio is taken within each round.",

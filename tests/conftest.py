@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+
+# Triton decides when it is imported, and torch may import it, whether its kernels are interpreted: tests have no GPU.
+# What compiles them runs in another process, without this (`command` and tests/kernels do).
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +29,8 @@ def command(tmp_path: Path):
             f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
         ]
         line = [sys.executable, "-m", f"fer_lab.{entry}", *(places if store else []), *arguments]
-        settings = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
+        inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        settings = {**inherited, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
         if not wait:
             return subprocess.Popen(
                 line, cwd=ROOT, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -31,11 +31,13 @@ SMALLEST = [
     "sizes.overhead={trials: 6, epochs: 2, batches: 1, train: 64, validation: 20}",
     "sizes.frozen={repeats: 1, trials: 3, peer_trials: 2, at_once: 2, epochs: 1, size: 32}",
     "sizes.store={trials: 12, workers: 2}",
+    "sizes.triton={quick: true}",
 ]
 COUNTS = {
     "step": 1, "data": 1, "features": 1, "startup": 2, "memory": 2, "trials": 3, "overhead": 1, "frozen": 1, "store": 2,
+    "triton": 3,
 }  # fmt: skip
-WITHOUT_PEER = ("memory", "overhead", "frozen")
+WITHOUT_PEER = ("memory", "overhead", "frozen", "triton")
 FIELDS = {
     "name",
     "what",
@@ -62,13 +64,12 @@ FIELDS = {
         pytest.param(
             "trials,overhead,frozen", marks=pytest.mark.long
         ),  # three sweeps and six other processes
+        pytest.param("triton", marks=pytest.mark.long),  # compilers of three peers
     ],
 )
 def test_every_part_writes_its_figures(parts, command, tmp_path):
     output = tmp_path / "results"
-    done = command(
-        "bench", f"part={parts}", f"output={output}", f"cache_dir={tmp_path}/cache", *SMALLEST, store=False
-    )
+    done = command("bench", f"part={parts}", f"output={output}", *SMALLEST)
     assert done.returncode == 0, done.stderr
     (report,) = output.glob("*.json")
     found = json.loads(report.read_text())

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAVES = {"data", "models"}
-PARTS = {"learning", "search", "evaluation", "tracking", "live", "figures"}
+PARTS = {"learning", "search", "evaluation", "exporting", "tracking", "live", "figures"}
 FILES = sorted(path for folder in ("fer_lab", "kernels") for path in (ROOT / folder).rglob("*.py"))
 
 

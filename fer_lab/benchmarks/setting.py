@@ -22,7 +22,9 @@ DRAWN = {"train": 1280, "validation": 256, "test": 256}
 
 @dataclass(frozen=True)
 class Setting:
-    """`place` is removed afterwards; `root` is FER2013 as folders, or None for drawn faces in its layout; `output` is for pictures."""
+    """`place` is removed afterwards; `root` is FER2013 as folders, or None for drawn faces in its layout; `output` is for pictures.
+
+    `runs_dir`, `uri`, `experiment`: where a part that leaves a run leaves it."""
 
     place: Path
     cache_dir: Path
@@ -30,6 +32,9 @@ class Setting:
     threads: int | None
     output: Path
     drawn: float = 1.0
+    runs_dir: Path = Path("runs")
+    uri: str = ""
+    experiment: str = "fer_lab"
 
     @property
     def is_real(self) -> bool:
