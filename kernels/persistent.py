@@ -112,9 +112,9 @@ def largest_of_windows(sums, BOX_COLUMNS: gl.constexpr):
 
 @gluon.jit
 def round_to_tf32(values):
-    """As packing.round_to_tf32: to 10 bits behind the point, halves to even; infinities and NaN stay."""
+    """As packing.round_to_tf32: to 10 bits behind the point, halves away from zero; infinities and NaN stay."""
     bits = values.to(gl.int32, bitcast=True)
-    rounded = (bits + 0x0FFF + ((bits >> 13) & 1)) & -0x2000
+    rounded = (bits + 0x1000) & -0x2000
     finite = (bits & 0x7F800000) != 0x7F800000
     return gl.where(finite, rounded, bits).to(gl.float32, bitcast=True)
 
