@@ -202,7 +202,11 @@ hydra:
 """
     )
     space = tuple(word for word in SPACE if word not in ("optimizer=sgd", "sweeps=none"))
-    done = place.sweep("--config-dir", str(tmp_path), "sweeps=mine", "hydra.sweeper.n_trials=10", space=space)
+    few = [
+        f"data.source.{part}=28" for part in ("train", "validation", "test")
+    ]  # trial 0 is really trained below
+    words = ("--config-dir", str(tmp_path), "sweeps=mine", "data.size=32", *few, "hydra.sweeper.n_trials=10")
+    done = place.sweep(*words, space=space)
     assert done.returncode == 0, done.stdout + done.stderr
     assert place.trials[0].params["optimizer.momentum"] == 0.75
     again = place.command("rerun", "0")  # the flag that names the space goes along
