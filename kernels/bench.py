@@ -8,8 +8,8 @@
     gpu      all peers and ours, launched and as CUDA graphs, by size, batch and precision; layers; ablations; targets
 
 Without a GPU the first five should take less than five minutes on two cores, and no speed of the kernels is claimed.
-Everything is checked before it is timed. On a GPU most of the time goes into torch.compile; `--sizes`, `--batches`,
-`--precisions` and `--peers` choose. DIR gets cpu.json, cpu.md, cpu.csv and pictures, or gpu-NAME.… on a GPU; a part that
+Everything is checked before it is timed. On a GPU layers that were not tuned are tuned before, and most of the time goes
+into that and into torch.compile; `--sizes`, `--batches`, `--precisions` and `--peers` choose. DIR gets cpu.json, cpu.md, cpu.csv and pictures, or gpu-NAME.… on a GPU; a part that
 is run again replaces its own figures, a cell its own. Exit status 0; 1 where a check failed; 2 for what cannot be asked.
 """
 
@@ -102,7 +102,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--precisions", nargs="+", choices=PRECISIONS, default=GPU_CELLS["precisions"], help="gpu"
     )
     parser.add_argument(
-        "--peers", nargs="+", metavar="WORD", help="gpu: only peers whose name has one of these, and ours"
+        "--peers",
+        nargs="+",
+        metavar="WORD",
+        help="gpu: only peers whose name has one of these, and ours: no ratio",
     )
     parser.add_argument("--threads", type=int, help="default: all cores that this process may use")
     parser.add_argument(

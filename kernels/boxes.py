@@ -12,12 +12,10 @@ from functools import cache
 from typing import NamedTuple
 
 from kernels.geometry import Layer, Precision, item_size
-from kernels.tiles import Tile
+from kernels.tiles import CHIPS, HOPPER, ROW_BYTES, Tile
 
-ROW_BYTES = 128
-"""Of a pixel's or a filter's channels in shared memory: the widest swizzle, so one copy and one matrix descriptor."""
-SHARED_LIMIT = 232_448
-"""Bytes that one program may have on compute capability 9.0."""
+SHARED_LIMIT = CHIPS[HOPPER].shared
+"""Bytes that one program may have."""
 PROCESSOR_SHARED = 233_472
 """Bytes that the programs of one processor have in all, of which each costs 1024 more than it asks for."""
 RESERVED = 1_024

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -20,16 +19,16 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonASTSource
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from kernels import halo, persistent, twin
-from kernels.boxes import BATCH, ROW_BYTES, Box, choose_box, faults, memory, registers, tile_count
-from kernels.geometry import Layer, Precision, Unsupported, check, item_size
-from kernels.packing import TYPES, pack, round_to_tf32
-from kernels.tiles import HOPPER, Tile
+from kernels import halo, persistent
+from kernels.boxes import BATCH, Box, choose_box, faults, memory, registers, tile_count
+from kernels.compilation import TYPES
+from kernels.geometry import Layer, Precision, Unsupported, item_size
+from kernels.problem import problem
+from kernels.tiles import CHIPS, HOPPER, ROW_BYTES, Tile
 from kernels.twin import allocate
 
-PROCESSORS = 132
-"""Of an H100, where no device is asked."""
-NAMES: dict[Precision, str] = {"float16": "fp16", "bfloat16": "bf16", "tf32": "fp32", "float32": "fp32"}
+PROCESSORS = CHIPS[HOPPER].processors
+"""Where no device is asked."""
 
 
 def module(tile: Tile) -> ModuleType:
@@ -74,7 +73,7 @@ def source(layer: Layer, tile: Tile, precision: Precision, batch: int = BATCH) -
     kernel, constant = module(tile).KERNEL, constants(layer, tile, precision, batch)
     types = {"bias_pointer": "*fp32", "tiles": "i32", **dict.fromkeys(constant, "constexpr")}
     for name, block in module(tile).blocks(layer, tile, precision, choose_box(layer, tile, batch)).items():
-        types[name] = f"tensordesc<{NAMES[precision]}{block},{shared_layout(precision, len(block))!r}>"
+        types[name] = f"tensordesc<{TYPES[precision]}{block},{shared_layout(precision, len(block))!r}>"
     aligned = {(kernel.arg_names.index("bias_pointer"),): [["tt.divisibility", 16]]}
     return GluonASTSource(kernel, {name: types[name] for name in kernel.arg_names}, constant, aligned)
 
@@ -89,10 +88,9 @@ def launch(
     output: Tensor | None = None,
 ) -> Tensor:
     """(N, C, H, W), weights as `pack` leaves them, float32 bias (filters,) -> (N, filters, *layer.output), which may be
-    given; all images channels_last, on a GPU of compute capability 9.0. Raises Unsupported."""
-    check(layer, len(input), precision)
+    given; all images channels_last, on a GPU of compute capability 9.0, operands as `operators` hands them on. Raises
+    Unsupported for tiles."""
     refuse(layer, tile, precision)
-    input = input.contiguous(memory_format=torch.channels_last)
     if output is None:
         output = allocate(layer, len(input), precision, input.device)
     processors = torch.cuda.get_device_properties(input.device).multi_processor_count
@@ -165,15 +163,13 @@ def selfcheck(layer: Layer, tile: Tile, precision: Precision, batch: int | None 
     or without a batch in all boxes that the layer may get.
 
     Asked once per process and kept. False, with a warning that says why, where the answer is wrong or the kernel does
-    not compile, and while a CUDA graph is captured: run once before. False on other devices. Raises Hung."""
+    not compile, and where it is asked first while a CUDA graph is captured: run once before. False on other devices.
+    Raises Hung."""
     if os.environ.get("FER_KERNELS_HOPPER") == "0" or faults(layer, tile, precision) or not is_hopper():
-        return False
-    if torch.cuda.is_current_stream_capturing():
-        warnings.warn(f"{tile} is not checked while a CUDA graph is captured: run once before", stacklevel=2)
         return False
     batches = [1 << power for power in range(BATCH.bit_length())] if batch is None else [batch]
     boxes = dict.fromkeys(choose_box(layer, tile, batch) for batch in batches)
-    return all(_checked(layer, tile, precision, box, current_device()) for box in boxes)
+    return all(_verdict(layer, tile, precision, box, current_device()) for box in boxes)
 
 
 def is_hopper() -> bool:
@@ -185,7 +181,22 @@ def current_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-@cache
+_verdicts: dict[tuple[Layer, Tile, Precision, Box, torch.device], bool] = {}
+
+
+def _verdict(layer: Layer, tile: Tile, precision: Precision, box: Box, device: torch.device) -> bool:
+    """What is known, else what the check says. A capture records launches, it does not run them: no check then."""
+    question = (layer, tile, precision, box, device)
+    if question not in _verdicts:
+        if torch.cuda.is_current_stream_capturing():
+            warnings.warn(
+                f"{tile} is not checked while a CUDA graph is captured: run once before", stacklevel=4
+            )
+            return False
+        _verdicts[question] = _checked(*question)
+    return _verdicts[question]
+
+
 def _checked(layer: Layer, tile: Tile, precision: Precision, box: Box, device: torch.device) -> bool:
     try:
         found = (_fault(layer, tile, precision, trial, device) for trial in trials(box))
@@ -206,12 +217,11 @@ def trials(box: Box) -> list[Trial]:
 
 def _fault(layer: Layer, tile: Tile, precision: Precision, trial: Trial, device: torch.device) -> str:
     """What a run does wrong, from random numbers into an output of NaN; "" if nothing."""
-    input, weight, bias = example(layer, trial.images, precision, device)
+    (input,), weight, bias, right = problem(layer, trial.images, precision, device, count=1)
     output = allocate(layer, trial.images, precision, input.device).fill_(torch.nan)
     run(input, weight, bias, output, layer, tile, precision, trial.box, (trial.programs,))
     _wait(tile)
-    with torch.backends.cudnn.flags(allow_tf32=False), torch.no_grad():
-        expected = twin.convolution(input, weight, bias, layer, precision).float()
+    expected = right.float()
     error = float((output.float() - expected).abs().max() / expected.abs().max())
     limit = TOLERANCES[precision]
     if error <= limit:
@@ -229,25 +239,3 @@ def _wait(tile: Tile) -> None:
                 f"the {tile.kind} kernel hangs: {tile}. Start again with FER_KERNELS_HOPPER=0, and report it"
             )
         time.sleep(0.001)
-
-
-def example(
-    layer: Layer, images: int, precision: Precision, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Random input, packed weights and bias, for sums of about 1. In tf32 the input is what products keep of it."""
-    generator = torch.Generator(device).manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device)
-
-    filters = (
-        normal(layer.filters, layer.channels, layer.kernel, layer.kernel)
-        * (layer.taps * layer.channels) ** -0.5
-    )
-    input = normal(images, layer.channels, layer.height, layer.width)
-    input = round_to_tf32(input) if precision == "tf32" else input.to(TYPES[precision])
-    return (
-        input.contiguous(memory_format=torch.channels_last),
-        pack(filters, precision),
-        normal(layer.filters),
-    )

@@ -12,13 +12,12 @@ from __future__ import annotations
 from math import gcd
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.geometry import Layer, Precision, check
+from kernels.geometry import Layer, Precision
 from kernels.splitting import round_tf32, split_input
 from kernels.tiles import Tile, interpreting
 from kernels.twin import allocate
@@ -164,7 +163,8 @@ def implicit_kernel(
     twin.convolution.
 
     With 3 SEGMENTS each of 2 PARTS of an input, high and low, meets the weights' parts: high x high, low x high and
-    high x low, whose sum is right to 21 bits.
+    high x low. The products are right to 21 bits; how many bits of their sum a device's matrix units keep, which may be
+    fewer than float32 has, was not verified on one.
     """
     DEPTH: tl.constexpr = PARTS * CHANNELS
     TERMS: tl.constexpr = KERNEL_SIDE * KERNEL_SIDE * DEPTH
@@ -267,9 +267,7 @@ def launch(
     output: Tensor | None = None,
 ) -> Tensor:
     """(N, C, H, W), weights as `pack` leaves them, float32 bias (filters,) -> (N, filters, *layer.output), which may be
-    given; all images channels_last. Raises Unsupported."""
-    check(layer, len(input), precision)
-    input = input.contiguous(memory_format=torch.channels_last)
+    given; all images channels_last, operands as `operators` hands them on."""
     if precision == "float32":
         input = split_input(input)
     if output is None:

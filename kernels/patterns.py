@@ -16,8 +16,21 @@ from kernels.geometry import Layer, Unsupported, check
 
 aten = torch.ops.aten
 
-CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
-DECOMPOSED = (aten.convolution.default, aten.addmm.default)
+NOT_TAKEN = {
+    **dict.fromkeys(
+        (aten.convolution, aten.addmm), "decomposed; swap the program as torch.export.export gives it"
+    ),
+    **dict.fromkeys((aten.conv1d, aten.conv3d), "the kernels take convolutions of two dimensions"),
+    **dict.fromkeys(
+        (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d),
+        "the kernels do not take transposed convolutions",
+    ),
+    **dict.fromkeys(
+        (aten.matmul, aten.mm, aten.bmm, aten.einsum),
+        "a product of tensors; of dense layers the kernels take linear",
+    ),
+}
+"""Other layers, whatever their sizes, and why they are kept."""
 VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints)
 
 
@@ -79,25 +92,44 @@ def name_batch_norm(graph: Graph, node: Node) -> None:
 
 
 def find(module: GraphModule) -> tuple[list[Match], list[Kept]]:
-    """Every convolution and dense layer of a functional graph, in its order."""
+    """Every convolution and dense layer of a functional graph, in its order; those of graphs inside it are kept."""
     matches, kept = [], []
     for node in module.graph.nodes:
+        kind = packet(node)
         try:
-            if node.target in CONVOLUTIONS:
+            if kind == aten.conv2d:
                 matches.append(convolution(module, node))
-            elif node.target == aten.linear.default:
+            elif kind == aten.linear:
                 matches.append(dense(module, node))
-            elif node.target in DECOMPOSED:
-                raise Unsupported("decomposed; swap the program as torch.export.export gives it")
+            elif kind in NOT_TAKEN:
+                raise Unsupported(NOT_TAKEN[kind])
+            elif node.op == "get_attr":
+                kept += inside(module, str(node.target))
         except Unsupported as reason:
             kept.append(Kept(name(node), operation(node), str(reason)))
     return matches, kept
 
 
+def inside(module: GraphModule, path: str) -> list[Kept]:
+    """The layers of the graph at `path`, if there is one: a branch of torch.cond, the body of a loop."""
+    return [
+        Kept(f"{at}.{node.name}", operation(node), "in a graph inside the program (a branch, a loop)")
+        for at, part in module.named_modules()
+        if isinstance(part, GraphModule) and f"{at}.".startswith(f"{path}.")
+        for node in part.graph.nodes
+        if packet(node) in (aten.conv2d, aten.linear, *NOT_TAKEN)
+    ]
+
+
+def packet(node: Node) -> Any:
+    """All overloads of what a node calls, as one; None if it calls no operation."""
+    return getattr(node.target, "overloadpacket", None)
+
+
 def convolution(module: GraphModule, node: Node) -> Match:
     """Raises Unsupported."""
     given = arguments(node)
-    filters, _, *sides = constant(module, given["weight"]).shape
+    filters, _, *sides = parameters(module, given, 4).shape
     kernel, stride, dilation = (
         one(sides, "kernel"),
         one(given["stride"], "stride"),
@@ -121,7 +153,7 @@ def convolution(module: GraphModule, node: Node) -> Match:
 def dense(module: GraphModule, node: Node) -> Match:
     """Raises Unsupported."""
     given = arguments(node)
-    filters, features = constant(module, given["weight"]).shape
+    filters, features = parameters(module, given, 2).shape
     sizes(given["input"], 2)
     source, images, pooling = flattened(given["input"])
     roles = followers(module, node, ("relu",))
@@ -154,7 +186,7 @@ def followers(module: GraphModule, node: Node, allowed: Sequence[str]) -> dict[s
     found: dict[str, Node] = {}
     while len(node.users) == 1:
         user = next(iter(node.users))
-        role = role_of(module, user) if user.args[0] is node else None
+        role = role_of(module, user) if user.args[:1] == (node,) else None
         if role is None or role not in allowed or role in found or (role == "batch_norm" and found):
             break
         found[role] = node = user
@@ -191,10 +223,10 @@ def trained_norm(module: GraphModule, node: Node) -> BatchNorm | None:
 def weights(module: GraphModule, match: Match) -> tuple[Tensor, Tensor]:
     """What to pack: float32 (filters, channels, kernel, kernel) and (filters,), with everything folded in."""
     given = arguments(match.nodes[0])
-    weight = constant(module, given["weight"]).detach().float()
+    weight = constant(module, given["weight"], "weight").detach().float()
     bias = weight.new_zeros(len(weight))
     if given["bias"] is not None:
-        bias = constant(module, given["bias"]).detach().float()
+        bias = constant(module, given["bias"], "bias").detach().float()
     norm = trained_norm(module, match.batch_norm) if match.batch_norm else None
     if norm is not None:
         weight, bias = fold_batch_norm(weight, bias, norm)
@@ -228,16 +260,31 @@ def attribute(module: GraphModule, node: Node) -> Tensor | None:
     return value if isinstance(value, Tensor) else None
 
 
-def constant(module: GraphModule, node: Node) -> Tensor:
+def constant(module: GraphModule, node: Node, what: str) -> Tensor:
+    """Raises Unsupported if the program computes it."""
     tensor = attribute(module, node)
     if tensor is None:
-        raise Unsupported("its weights are computed by the program")
+        raise Unsupported(f"its {what} is computed by the program")
     return tensor
 
 
+def parameters(module: GraphModule, given: dict[str, Any], dimensions: int) -> Tensor:
+    """A layer's weight, if it and the bias are what a kernel can have. Raises Unsupported."""
+    weight = constant(module, given["weight"], "weight")
+    if given["bias"] is not None:
+        constant(module, given["bias"], "bias")
+    if weight.dim() != dimensions:
+        raise Unsupported(f"a weight of {weight.dim()} dimensions ({dimensions})")
+    return weight
+
+
 def sizes(node: Node, dimensions: int) -> Any:
-    """What follows the batch in a node's shape. Raises Unsupported if it varies or is not of `dimensions`."""
-    shape = node.meta["val"].shape
+    """What follows the batch in a node's shape. Raises Unsupported if it varies, or the images are none of floats and
+    `dimensions`."""
+    value = node.meta["val"]
+    shape = value.shape
+    if not value.is_floating_point():
+        raise Unsupported(f"an input of {value.dtype} (floats)")
     if len(shape) != dimensions:
         raise Unsupported(f"an input of {len(shape)} dimensions ({dimensions})")
     if not all(isinstance(size, int) for size in shape[1:]):

@@ -41,9 +41,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from kernels.boxes import ROW_BYTES, Box, memory
+from kernels.boxes import Box, memory
 from kernels.geometry import Layer, Precision, item_size
-from kernels.tiles import Tile
+from kernels.tiles import ROW_BYTES, Tile
 
 
 @gluon.jit

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 import kernels.operators  # noqa: F401  registers what the graph calls
 from kernels.geometry import Precision
 from kernels.packing import TYPES, pack
-from kernels.patterns import VIEWS, Match, aten, attribute, weights
+from kernels.patterns import VIEWS, Match, arguments, aten, attribute, weights
 
 PASSED = (
     aten.relu.default,
@@ -26,7 +26,8 @@ PASSED = (
     aten.clone.default,
     *VIEWS,
 )
-"""Operations that choose, move, add or average numbers: no worse in the kernels' type than the kernels themselves."""
+"""Operations that choose, move, add or average numbers: no worse in the kernels' type than the kernels themselves.
+`passes` leaves out what can take float16 out of its range."""
 
 
 class Rewriting:
@@ -60,9 +61,9 @@ class Rewriting:
         return GraphModule(self.module, self.graph)
 
     def copy(self, node: Node) -> None:
-        """In the kernels' type if it is PASSED and all it reads is, else in the program's own."""
-        floats = [given for given in node.all_input_nodes if is_float(given)]
-        if node.target in PASSED and floats and all(given in self.held for given in floats):
+        """In the kernels' type if that is no worse and all it reads is, else in the program's own."""
+        tensors = [given for given in node.all_input_nodes if isinstance(given.meta.get("val"), Tensor)]
+        if passes(node) and tensors and all(given in self.held for given in tensors):
             self.held.add(node)
         copied = self.graph.node_copy(node, lambda given: self.value(given, node in self.held))
         if node.op != "placeholder":
@@ -118,6 +119,17 @@ class Rewriting:
 
     def add(self, operation: Any, *given: Any, **named: Any) -> Node:
         return self.graph.call_function(operation, given, named)
+
+
+def passes(node: Node) -> bool:
+    """Whether a node is one of PASSED. Sums with a number or a multiple may be out of float16's range, and averages of
+    another divisor."""
+    if node.target == aten.add.Tensor:
+        given = arguments(node)
+        return isinstance(given["other"], Node) and is_float(given["other"]) and given["alpha"] == 1
+    if node.target == aten.avg_pool2d.default:
+        return arguments(node)["divisor_override"] is None
+    return node.target in PASSED
 
 
 def is_float(node: Node) -> bool:

@@ -43,10 +43,12 @@ def parts(images: int, batches: Sequence[int]) -> list[Part]:
 class Runner:
     """`run(images)` gives what the program gives: (B, …) -> (B, …), any B, and no gradients.
 
-    An ExportedProgram or a module with one tensor for input and one for output, the batch first in both; it is moved to
-    `device` (by default where it is). On a CPU it is simply called. On a GPU each of `batches` is captured when it is
-    first needed, or all of them by `prepare`; the images may be on the CPU. The answer is the caller's own, it is not
-    overwritten by the next call. Several threads may call: they take turns.
+    An ExportedProgram or a module with one tensor for input and one for output, the batch first in both. It is moved to
+    `device` (by default where it is) in place: the caller's own is there then, too, and a module is in evaluation. On a
+    CPU it is simply called, with what batches it takes. On a GPU each of `batches` is captured when it is first needed,
+    or all of them by `prepare`; the images may be on the CPU. Of `batches` those count that a program was exported for,
+    and the largest of these where some are larger. The answer is the caller's own, it is not overwritten by the next
+    call. Several threads may call: they take turns.
 
     Raises ValueError for a program that was exported for one batch size, and for batch sizes that are none.
     """
@@ -60,10 +62,10 @@ class Runner:
         self.device = torch.device(device) if device is not None else device_of(program)
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
-        self.module = moved(program, self.device)
         if not batches or min(batches) < 1:
             raise ValueError(f"batches {tuple(batches)}; expected one size or more, each 1 or more")
-        self.batches = tuple(sorted(batches))
+        self.batches = tuple(sorted(taken(program, batches)))
+        self.module = moved(program, self.device)
         self.execute: Callable[[Tensor, int], Tensor] | None = None
         if self.device.type == "cuda":
             self.execute = Graphs(self.module, self.device)
@@ -144,20 +146,28 @@ def moved(program: ExportedProgram | nn.Module, device: torch.device) -> nn.Modu
     """Something to call, with its weights on `device`."""
     if not isinstance(program, ExportedProgram):
         return program.eval().to(device)
-    refuse_one_size(program)
     if device != device_of(program):
         program = move_to_device_pass(program, device)
     return program.module()
 
 
-def refuse_one_size(program: ExportedProgram) -> None:
+def taken(program: ExportedProgram | nn.Module, batches: Sequence[int]) -> set[int]:
+    """Those of `batches` that the program was exported for, and its own limits where some are beyond them. Raises
+    ValueError if it was exported for one size."""
+    if not isinstance(program, ExportedProgram):
+        return set(batches)
     name = program.graph_signature.user_inputs[0]
-    shape = next(node for node in program.graph.nodes if node.name == name).meta["val"].shape
-    if isinstance(shape[0], int):
+    batch = next(node for node in program.graph.nodes if node.name == name).meta["val"].shape[0]
+    if isinstance(batch, int):
         raise ValueError(
-            f"the program was exported for batches of {shape[0]}; export it with a dynamic batch:"
+            f"the program was exported for batches of {batch}; export it with a dynamic batch:"
             ' torch.export.export(net, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))'
         )
+    if batch.node.expr not in program.range_constraints:
+        return set(batches)
+    limits = program.range_constraints[batch.node.expr]
+    least = limits.lower if limits.lower > 2 else 1  # torch takes 1 where it says 2
+    return {int(min(max(size, least), limits.upper)) for size in batches}
 
 
 def device_of(program: ExportedProgram | nn.Module) -> torch.device:

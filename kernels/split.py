@@ -23,8 +23,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.geometry import CHANNEL_STEP, LARGEST_TENSOR, Layer, Precision, Unsupported, check
-from kernels.implicit import fitted
+from kernels.geometry import CHANNEL_STEP, LARGEST_TENSOR, Layer, Precision, Unsupported
+from kernels.implicit import descriptor_block, fitted
 from kernels.splitting import round_tf32, split_input
 from kernels.tickets import draw
 from kernels.tiles import Tile, interpreting
@@ -141,14 +141,25 @@ def sum_steps(
 
 
 @triton.jit
-def hand_in(sums, pointers, ticket_pointer, SPLITS: tl.constexpr):
-    """Writes a partial sum, draws a ticket; whether it was the last of the tile, whose writers have all written then."""
-    tl.store(pointers, sums, cache_modifier=".cg")
+def hand_in(
+    sums,
+    workspace_pointer,
+    ticket_pointer,
+    SPLITS: tl.constexpr,
+    BLOCK_FILTERS: tl.constexpr,
+    BLOCK_PIXELS: tl.constexpr,
+):
+    """Writes this program's partial sum and draws a ticket. Where the tile's first partial sum lies, and whether the
+    ticket was the tile's last: all its writers have written then."""
+    tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    places = tl.arange(0, BLOCK_FILTERS)[:, None] * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)[None, :]
+    parts = workspace_pointer + tile * (SPLITS * BLOCK_FILTERS * BLOCK_PIXELS) + places
+    tl.store(parts + tl.program_id(2) * (BLOCK_FILTERS * BLOCK_PIXELS), sums, cache_modifier=".cg")
     tl.debug_barrier()  # one thread draws: what the others wrote comes before
-    is_last = tl.atomic_add(ticket_pointer, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
+    is_last = tl.atomic_add(ticket_pointer + tile, 1, sem="acq_rel", scope="gpu") == SPLITS - 1
     if is_last:
-        tl.store(ticket_pointer, 0)  # for the next launch
-    return is_last
+        tl.store(ticket_pointer + tile, 0)  # for the next launch
+    return parts, is_last
 
 
 @triton.jit
@@ -247,10 +258,8 @@ def split_convolution(
         SEGMENTS, BLOCK_FILTERS, BLOCK_PIXELS, BLOCK_CHANNELS, INPUT_PRECISION, UPCAST,
     )  # fmt: skip
     if SPLITS > 1:
-        tile = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-        places = tl.arange(0, BLOCK_FILTERS)[:, None] * BLOCK_PIXELS + tl.arange(0, BLOCK_PIXELS)[None, :]
-        parts = workspace_pointer + tile * (SPLITS * BLOCK_FILTERS * BLOCK_PIXELS) + places
-        if not hand_in(sums, parts + split * (BLOCK_FILTERS * BLOCK_PIXELS), ticket_pointer + tile, SPLITS):
+        parts, is_last = hand_in(sums, workspace_pointer, ticket_pointer, SPLITS, BLOCK_FILTERS, BLOCK_PIXELS)
+        if not is_last:
             return  # another program will finish the tile
         sums = add_up(parts, SPLITS, BLOCK_FILTERS, BLOCK_PIXELS)
     finish(
@@ -260,11 +269,6 @@ def split_convolution(
 
 
 KERNEL = split_convolution
-
-
-def descriptor_block(tile: Tile) -> list[int]:
-    """[filters, channels] that the weights' descriptor fetches at a time, of a `fitted` tile."""
-    return [tile.filters, tile.channels]
 
 
 def constants(layer: Layer, tile: Tile, precision: Precision) -> dict[str, Any]:
@@ -306,8 +310,7 @@ def workspace_shape(layer: Layer, tile: Tile, batch: int) -> tuple[int, int, int
 
 
 def refuse(layer: Layer, tile: Tile, batch: int, precision: Precision) -> None:
-    """Raises Unsupported for what `check` refuses, for stems, and for what 32-bit offsets do not reach."""
-    check(layer, batch, precision)
+    """Raises Unsupported for stems, and for what 32-bit offsets do not reach."""
     weights = layer.filters * layer.taps * layer.channels * (2 if precision == "float32" else 1)
     sums = prod(workspace_shape(layer, tile, batch))
     checks = (
@@ -334,12 +337,11 @@ def launch(
     tickets: Tensor | None = None,
 ) -> Tensor:
     """(N, C, H, W), weights as `pack` leaves them, float32 bias (filters,) -> (N, filters, *layer.output), which may be
-    given; all images channels_last. Raises Unsupported.
+    given; all images channels_last, operands as `operators` hands them on. Raises Unsupported for tiles.
 
     The workspace, of `workspace_shape`, and the tickets, a zero for each tile, may be given too.
     """
     refuse(layer, tile, len(input), precision)
-    input = input.contiguous(memory_format=torch.channels_last)
     if precision == "float32":
         input = split_input(input)
     if output is None:

@@ -13,15 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.geometry import CHANNEL_STEP, LARGEST_TENSOR, Layer, Precision, check, item_size
+from kernels.geometry import CHANNEL_STEP, LARGEST_TENSOR, Layer, Precision, item_size
 from kernels.implicit import GROUP, finish, grid, locate, place, store
 from kernels.splitting import round_tf32
-from kernels.tiles import Tile, interpreting
+from kernels.tiles import STEM_TERMS, Tile, interpreting
 from kernels.twin import allocate
 
 __all__ = ["KERNEL", "constants", "grid", "launch"]
 
-BLOCK_BYTES = 64
+BLOCK_BYTES = 2 * STEM_TERMS
 """Of a block of terms. Longer blocks of float32 numbers take more registers than there are."""
 UNROLLED = 32
 """Terms in float32 at a time, each of which comes as two; in other precisions all terms are unrolled."""
@@ -167,8 +167,7 @@ def launch(
     output: Tensor | None = None,
 ) -> Tensor:
     """(N, C, H, W) of any strides and float type, weights as `pack` leaves them, float32 bias (filters,) ->
-    (N, filters, *layer.output), channels_last, which may be given. Raises Unsupported."""
-    check(layer, len(input), precision)
+    (N, filters, *layer.output), channels_last, which may be given. Operands as `operators` hands them on."""
     reach = sum((size - 1) * stride for size, stride in zip(input.shape, input.stride(), strict=True))
     if reach >= LARGEST_TENSOR:  # a few images of a huge tensor
         input = input.contiguous()

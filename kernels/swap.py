@@ -75,9 +75,10 @@ class Swapped(NamedTuple):
 def swap(program: ExportedProgram, precision: Precision = "float16") -> Swapped:
     """The same program with its convolutions and dense layers computed by the kernels, and what was done.
 
-    `program` is what torch.export.export gives; it is left as it is. Dynamic sizes stay dynamic. To load the result from
-    a file, `import kernels` first. Raises NothingToSwap, ValueError for an unknown precision or a program without
-    example inputs.
+    `program` is what torch.export.export gives; it is left as it is. Dynamic sizes stay dynamic. Images that the result
+    gives out of a kernel are channels_last: same shape and type, other strides, so use reshape, not view, on them. To
+    load it from a file, `import kernels` first. Raises NothingToSwap, ValueError for an unknown precision or a program
+    without example inputs.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}; choices: {', '.join(PRECISIONS)}")

@@ -199,8 +199,9 @@ STAGES: dict[Kind, tuple[int, ...]] = {
     "halo": (2, 3),
 }
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-ROW = 128
-"""Bytes of a pixel at a time: a row of shared memory as the matrix units and TMA like it."""
+ROW_BYTES = 128
+"""Of a pixel's or a filter's channels at a time: a row of shared memory with the widest swizzle, so one copy and one
+matrix descriptor where there are such."""
 
 EDGE = 1e-6
 """Seconds from a program's start to its first product and from its last to its end, while its processor idles."""
@@ -210,7 +211,7 @@ def tilings(
     layer: Layer, precision: Precision, capability: Capability, kinds: Iterable[Kind] = KINDS
 ) -> Iterator[Tile]:
     """All that fit, in order of preference where the model sees no difference."""
-    channels = STEM_TERMS if layer.is_stem else gcd(layer.channels, ROW // item_size(precision))
+    channels = STEM_TERMS if layer.is_stem else gcd(layer.channels, ROW_BYTES // item_size(precision))
     for kind in kinds:
         stages = (2, 3) if capability == AMD and kind != "stem" else STAGES[kind]
         splits = SPLITS if kind == "split" else (1,)
@@ -341,6 +342,12 @@ def read_tuned(path: Path) -> dict[Key, Tile]:
 
 
 _tuned = cache(tuned)
+
+
+def forget_tuned() -> None:
+    """What was read before: something was tuned since."""
+    _tuned.cache_clear()
+    _measured.cache_clear()
 
 
 def choose(layer: Layer, batch: int, precision: Precision, device: torch.device) -> Tile:

@@ -1,9 +1,12 @@
 """Measures on this machine's GPU which tile computes a layer the quickest, and keeps it in `tuned/`.
 
-    python -m kernels.tune [--net vgg19] [--size 224] [--batches 1 8 32] [--precisions float16] [--again]
+    python -m kernels.tune [--net vgg19] [--size 224 48] [--batches 1 2 4 8 16 32 64]
+        [--precisions float16 bfloat16 tf32] [--again]
 
-A candidate is compared with its torch twin before it is timed; one that does not compile or is wrong is told and left
-out. What was measured before on the same device with the same versions is not measured again, but with --again.
+By default all that `kernels.bench` times and `kernels.Runner` captures, for which many kernels are compiled; it may be
+broken off and started again: what was measured before on the same device with the same versions is not measured again,
+but with --again. A candidate is compared with its torch twin before it is timed; one that does not compile or is wrong
+is told and left out.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import date
 from functools import partial
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, get_args
@@ -23,16 +27,21 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from kernels import roofline, tiles, twin
+from kernels import roofline, tiles
 from kernels.geometry import Layer, Precision
-from kernels.packing import TYPES, pack
+from kernels.problem import INPUTS, problem
+from kernels.runner import BATCHES
+from kernels.tickets import TicketStore
 from kernels.tiles import Key, Tile
 
 NETS = {"vgg19": roofline.vgg19}
+SIZES = (224, 48)
+PRECISIONS: tuple[Precision, ...] = ("float16", "bfloat16", "tf32")
 ERRORS: dict[Precision, float] = {"float16": 1e-3, "bfloat16": 8e-3, "tf32": 2e-3, "float32": 1e-5}
 """Of a result that is right: the norm of what it is off over its own norm, at the most."""
-INPUTS = 4  # in turn, so that none is always in the cache
-LAUNCHES = 16  # of a graph: short kernels are timed together
+LAUNCHES = 16  # of a graph, at the least: short kernels are timed together
+MOST_WEIGHTS = 64
+"""Copies. More of a small layer's would be needed, but its weights are little of what it reads."""
 SAMPLES = 15
 
 
@@ -48,33 +57,6 @@ class Trial(NamedTuple):
     fault: str = ""
 
 
-class Problem(NamedTuple):
-    """A layer's tensors: inputs (N, C, H, W) as a ReLU leaves them, a stem's as images come; packed weights; and what
-    the first input gives."""
-
-    inputs: list[Tensor]
-    weight: Tensor
-    bias: Tensor
-    expected: Tensor
-
-
-def problem(layer: Layer, batch: int, precision: Precision, device: torch.device) -> Problem:
-    random = torch.Generator(device).manual_seed(0)
-    memory = torch.contiguous_format if layer.is_stem else torch.channels_last
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=random, device=device)
-
-    images = (normal(batch, layer.channels, layer.height, layer.width).relu() for _ in range(INPUTS))
-    inputs = [image.to(TYPES[precision], memory_format=memory) for image in images]
-    weight = normal(layer.filters, layer.channels, layer.kernel, layer.kernel)
-    weight = pack(weight / (layer.channels * layer.taps) ** 0.5, precision)
-    bias = normal(layer.filters)
-    with torch.backends.cudnn.flags(allow_tf32=False), torch.no_grad():
-        expected = twin.convolution(inputs[0], weight, bias, layer, precision)
-    return Problem(inputs, weight, bias, expected)
-
-
 def verify(output: Tensor, expected: Tensor, precision: Precision) -> None:
     """Raises Wrong. NaN, from what was never written, is wrong too."""
     error = float((output.float() - expected.float()).norm() / expected.float().norm())
@@ -85,6 +67,9 @@ def verify(output: Tensor, expected: Tensor, precision: Precision) -> None:
 def measurer(layer: Layer, batch: int, precision: Precision, device: torch.device) -> Callable[[Tile], float]:
     """What verifies a tile on the GPU and says its seconds."""
     inputs, weight, bias, expected = problem(layer, batch, precision, device)
+    cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
+    count = weight_copies(weight.nbytes, sum(image.nbytes for image in inputs), cache)
+    weights = [weight.clone() for _ in range(count)]
 
     def measure(tile: Tile) -> float:
         launch = tiles.module(tile.kind).launch
@@ -96,9 +81,20 @@ def measurer(layer: Layer, batch: int, precision: Precision, device: torch.devic
         finally:
             torch.use_deterministic_algorithms(False)
         verify(output, expected, precision)
-        return seconds([partial(launch, one, weight, bias, layer, tile, precision) for one in inputs])
+        return seconds(
+            [
+                partial(launch, inputs[number % INPUTS], one, bias, layer, tile, precision)
+                for number, one in enumerate(weights)
+            ]
+        )
 
     return measure
+
+
+def weight_copies(weight: int, inputs: int, cache: int) -> int:
+    """How many copies of `weight` bytes take turns, so that each has left a cache of so many bytes before it is read
+    again, as in a net, where all other layers' weights come between. All `inputs` are read in between, too."""
+    return min(MOST_WEIGHTS, max(INPUTS, ceil((cache - inputs) / weight) + 1))
 
 
 def check_first(tile: Tile, layer: Layer, batch: int, precision: Precision, device: torch.device) -> None:
@@ -112,14 +108,16 @@ def check_first(tile: Tile, layer: Layer, batch: int, precision: Precision, devi
 
 
 def seconds(launches: list[Callable[[], Any]]) -> float:
-    """Of one launch: the median over replays of a CUDA graph of them in turn. Needs a GPU."""
+    """Of one launch: the median over replays of a CUDA graph of them in turn, with tickets as a `Runner` gives them.
+    Needs a GPU."""
     for launch in launches:
         launch()
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for number in range(LAUNCHES):
-            launches[number % len(launches)]()
+    graph, turns = torch.cuda.CUDAGraph(), ceil(LAUNCHES / len(launches))
+    tickets = TicketStore(torch.device("cuda", torch.cuda.current_device()))  # lives as long as the graph
+    with tickets, torch.cuda.graph(graph):
+        for launch in launches * turns:
+            launch()
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     samples = []
     for _ in range(1 + SAMPLES):
@@ -127,7 +125,7 @@ def seconds(launches: list[Callable[[], Any]]) -> float:
         graph.replay()
         end.record()
         end.synchronize()
-        samples.append(start.elapsed_time(end) / 1000 / LAUNCHES)
+        samples.append(start.elapsed_time(end) / 1000 / (turns * len(launches)))
     return median(samples[1:])
 
 
@@ -166,7 +164,8 @@ def file_name(device: str, triton: str, torch_version: str) -> str:
 
 
 def write(folder: Path, key: Key, made: dict[str, Any]) -> Path:
-    """Puts an entry into its device's file in place of an older one. Whole or not at all."""
+    """Puts an entry into its device's file in place of an older one. Whole or not at all. From here on this process
+    chooses by it, too."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file_name(key.device, key.triton, key.torch)
     known = json.loads(path.read_text())["tiles"] if path.exists() else []
@@ -176,6 +175,7 @@ def write(folder: Path, key: Key, made: dict[str, Any]) -> Path:
     part = path.with_suffix(f".{os.getpid()}.part")
     part.write_text(json.dumps(content, indent=1) + "\n")
     part.replace(path)
+    tiles.forget_tuned()
     return path
 
 
@@ -207,9 +207,9 @@ def tune_all(keys: list[Key], device: torch.device, folder: Path) -> None:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m kernels.tune", description=__doc__.partition("\n")[0])
     parser.add_argument("--net", choices=NETS, default="vgg19")
-    parser.add_argument("--size", type=int, default=224, help="side of the images, pixels")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--precisions", nargs="+", choices=get_args(Precision), default=["float16"])
+    parser.add_argument("--size", type=int, nargs="+", default=SIZES, help="sides of the images, pixels")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--precisions", nargs="+", choices=get_args(Precision), default=PRECISIONS)
     parser.add_argument("--output", type=Path, default=tiles.TUNED, help="the folder used: kernels/tuned")
     parser.add_argument("--again", action="store_true", help="measure what was measured before, too")
     return parser.parse_args(arguments)
@@ -221,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("no GPU to measure on; `python -m kernels.matrix` compiles without one", file=sys.stderr)
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
-    layers = dict.fromkeys(NETS[options.net](options.size).values())
+    layers = dict.fromkeys(layer for size in options.size for layer in NETS[options.net](size).values())
     machine = torch.cuda.get_device_name(device), *tiles.versions()
     keys = [
         Key(*machine, precision, batch, layer)

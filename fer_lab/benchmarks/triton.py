@@ -37,10 +37,10 @@ def measure(setting: Setting, quick: bool) -> Iterator[Figure]:
     begin, started = time.perf_counter(), time.time()
     done = subprocess.run(words, cwd=ROOT, check=False)
     seconds = time.perf_counter() - begin
+    results, files = written(output, started)
+    record(setting, results, files)  # what was measured counts, whatever failed beside it
     if done.returncode:
         raise BenchmarkError(f"{' '.join(words[1:])} ended with {done.returncode}; what failed stands above")
-    results, files = written(output, started)
-    record(setting, results, files)
     yield from figures(results, seconds)
 
 
@@ -48,7 +48,7 @@ def written(output: Path, since: float) -> tuple[Results, list[Path]]:
     """The results that the process left, and all their files: gpu-NAME.* or cpu.*."""
     found = max(output.glob("*.json"), key=lambda path: path.stat().st_mtime, default=None)
     if found is None or found.stat().st_mtime < since - 1:
-        raise BenchmarkError(f"kernels.bench wrote no results to {output}")
+        raise BenchmarkError(f"kernels.bench wrote no results to {output}; why stands above")
     pictures = output.glob(f"{found.stem}_*.png")
     return json.loads(found.read_text()), [
         *(found.with_suffix(kind) for kind in (".json", ".md", ".csv")),
@@ -84,8 +84,9 @@ def metrics(results: Results) -> dict[str, float]:
     for part in ("cpu", "gpu"):
         for cell in results.get(part, {}).get("cells", []):
             place = f"{part}/{cell['size']}px_b{cell['batch']}_{cell['precision']}"
-            if cell["ratio"]:
-                found[f"{place}/ratio"] = cell["ratio"]["value"]
+            for name, verdict in (("ratio", cell), ("ratio_launched", cell.get("launched"))):
+                if verdict and verdict["ratio"]:
+                    found[f"{place}/{name}"] = verdict["ratio"]["value"]
             for peer, entry in cell["peers"].items():
                 for mode, taken in entry.get("modes", {}).items():
                     found[f"{place}/{word(peer)}/{word(mode)}_us"] = taken["p50"]
@@ -93,6 +94,9 @@ def metrics(results: Results) -> dict[str, float]:
         if "seconds" in results.get(part, {}):
             found[f"{part}/seconds"] = results[part]["seconds"]
     return found
+
+
+MODES = {"graph": "as CUDA graphs", "eager": "launched from Python"}
 
 
 def word(name: str) -> str:
@@ -106,7 +110,7 @@ def figures(results: Results, seconds: float) -> Iterator[Figure]:
     if "cases" in results.get("matrix", {}):
         yield matrix(results["matrix"])
     if "gpu" in results:
-        yield from ratios(results["gpu"]["cells"])
+        yield from ratios(results["gpu"]["cells"], device(results))
     else:
         what = "python -m kernels.bench without a GPU: checks, compilations, five peers on the processor"
         yield Figure(
@@ -138,18 +142,18 @@ def matrix(facts: Mapping[str, Any]) -> Figure:
     return Figure("faults of the compile matrix", what, "faults", [float(faults)], 0.0, at_most=True)
 
 
-def ratios(cells: list[dict[str, Any]]) -> Iterator[Figure]:
-    """Best peer / ours: a figure per cell, with the issue's target where it has one."""
-    from kernels.benchmark.gpu import TARGETS
+def ratios(cells: list[dict[str, Any]], device: str) -> Iterator[Figure]:
+    """Best peer / ours: a figure per cell, with the issue's target where it has one for the device."""
+    from kernels.benchmark.gpu import TARGETS, is_targeted
 
     wanted = {
         (target.size, precision, batch): target.ratio
-        for target in TARGETS for precision in target.precisions for batch in target.batches
+        for target in TARGETS for precision in target.precisions for batch in target.batches if is_targeted(device)
     }  # fmt: skip
     for cell in cells:
         if not cell["ratio"]:
             continue
         where = (cell["size"], cell["precision"], cell["batch"])
-        what = f"{cell['best']['name']} ({cell['best']['mode']}) over ours, a CUDA graph's replay, medians of each round"
+        what = f"{cell['best']['name']} over ours, both {MODES[cell['best']['mode']]}, medians of each round"
         name = f"VGG19 {where[0]} px, {where[1]}, batch {where[2]}, best peer / ours"
         yield Figure(name, what, "×", cell["ratio"]["rounds"], wanted.get(where), at_most=False)

@@ -11,14 +11,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from kernels.benchmark import nets
-from kernels.benchmark.contest import errors
+from kernels.benchmark.contest import Facts, errors
 from kernels.geometry import Precision
 from kernels.swap import swap
 
@@ -33,8 +32,6 @@ with torch.no_grad():
     program = torch.export.load(f"{place}/swapped.pt2")
     torch.save(program.module()(torch.load(f"{place}/images.pt")), f"{place}/found.pt")
 """
-
-Facts = dict[str, Any]
 
 
 class CheckError(RuntimeError):

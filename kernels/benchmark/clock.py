@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -102,8 +103,8 @@ class CudaEager:
 class CudaGraph:
     """A peer's CUDA graph over an input of its own, into which `inputs` are copied between the timed replays."""
 
-    def __init__(self, run: Run, inputs: Sequence[Tensor], has_own_graph: bool, flush: Tensor | None) -> None:
-        self.inputs, self.flush = inputs, flush
+    def __init__(self, run: Run, inputs: Sequence[Tensor], has_own_graph: bool) -> None:
+        self.run, self.inputs = run, inputs
         self.input = inputs[0].clone()
         self.output: Tensor | None = None
         self.replay: Callable[[], object] = lambda: run(self.input)
@@ -132,19 +133,32 @@ class CudaGraph:
         self.replay()
         return self.output.clone()
 
-    def seconds(self, count: int) -> list[float]:
+    def seconds(self, count: int, flush: Tensor | None = None) -> list[float]:
         pairs = [events() for _ in range(count)]
         torch.cuda.synchronize()
         torch.cuda._sleep(AHEAD_CYCLES * count)
         for number, (begin, end) in enumerate(pairs):
             self.input.copy_(self.inputs[number % len(self.inputs)])
-            if self.flush is not None:
-                self.flush.add_(1)  # read and written: more than the L2 cache holds
+            if flush is not None:
+                flush.add_(1)  # read and written: more than the L2 cache holds
             begin.record()
             self.replay()
             end.record()
         torch.cuda.synchronize()
         return [begin.elapsed_time(end) / 1e3 for begin, end in pairs]
+
+
+class Cold:
+    """The same graph, over a cold cache: `flush` is larger than it."""
+
+    def __init__(self, graph: CudaGraph, flush: Tensor) -> None:
+        self.graph, self.flush = graph, flush
+
+    def result(self, number: int) -> Tensor:
+        return self.graph.result(number)
+
+    def seconds(self, count: int) -> list[float]:
+        return self.graph.seconds(count, self.flush)
 
 
 class CudaClock:
@@ -154,6 +168,9 @@ class CudaClock:
 
     def __init__(self) -> None:
         self.buffer = torch.zeros(self.FLUSHED // 4, dtype=torch.int32, device="cuda")
+        self.graphs: WeakValueDictionary[int, CudaGraph] = (
+            WeakValueDictionary()
+        )  # each holds its run: ids stay
 
     def modes(self, batch: int, size: int) -> tuple[str, ...]:
         return (EAGER, GRAPH, COLD) if batch == 1 or size <= 64 else (EAGER, GRAPH)
@@ -161,7 +178,10 @@ class CudaClock:
     def bind(self, mode: str, run: Run, inputs: Sequence[Tensor], has_own_graph: bool) -> Bound:
         if mode == EAGER:
             return CudaEager(run, inputs)
-        return CudaGraph(run, inputs, has_own_graph, self.buffer if mode == COLD else None)
+        graph = self.graphs.get(id(run))
+        if graph is None:
+            graph = self.graphs[id(run)] = CudaGraph(run, inputs, has_own_graph)
+        return Cold(graph, self.buffer) if mode == COLD else graph
 
     def peak_bytes(self, call: Callable[[], object]) -> int | None:
         torch.cuda.synchronize()
@@ -176,27 +196,63 @@ def events() -> tuple[torch.cuda.Event, torch.cuda.Event]:
     return torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
 
+class DeviceLostError(RuntimeError):
+    """A kernel has put the GPU out of order for this process: nothing more can be measured."""
+
+
+HANGING = 60.0
+"""Seconds: what was launched before takes far less."""
+
+
+def check_device() -> None:
+    """After something failed: raises DeviceLostError where everything else would fail too."""
+    if not torch.cuda.is_available():
+        return
+    try:
+        done, begin = torch.cuda.Event(), time.perf_counter()
+        done.record()
+        while not done.query():  # to synchronize would wait for ever where a kernel hangs
+            if time.perf_counter() > begin + HANGING:
+                raise RuntimeError("a kernel hangs")
+            time.sleep(0.01)
+    except RuntimeError as error:
+        raise DeviceLostError(str(error).strip().partition("\n")[0]) from error
+
+
 def in_turn(
-    takes: Mapping[str, Take], rounds: int, samples: Mapping[str, int]
+    takes: Mapping[str, Take],
+    rounds: int,
+    samples: Mapping[str, int],
+    failed: Callable[[str, Exception], None],
 ) -> dict[str, list[list[float]]]:
     """Seconds by peer and round. The order turns round every round, so that heat and other people's work hit all
-    alike; the first round is dropped."""
+    alike; the first round is dropped. Whoever raises is told to `failed` and has no seconds."""
     found: dict[str, list[list[float]]] = {name: [] for name in takes}
-    names = list(takes)
     for turn in range(rounds + 1):
+        names = list(found)
         for name in names if turn % 2 == 0 else reversed(names):
-            seconds = takes[name](samples[name])
+            try:
+                seconds = takes[name](samples[name])
+            except Exception as error:
+                failed(name, error)
+                del found[name]
+                continue
             if turn > 0:
                 found[name].append(seconds)
     return found
 
 
+MANY = 100
+"""Samples from which a 99th percentile can be told from the most."""
+
+
 def facts(rounds: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Microseconds: median and 99th percentile of all samples, least, most, and the median of each round."""
+    """Microseconds: median and 99th percentile (None of fewer than MANY) of all samples, least, most, and the median of
+    each round."""
     samples = sorted(second * 1e6 for one in rounds for second in one)
     return {
         "p50": rounded(statistics.median(samples)),
-        "p99": rounded(samples[min(len(samples) - 1, int(0.99 * len(samples)))]),
+        "p99": rounded(samples[-(-99 * len(samples) // 100) - 1]) if len(samples) >= MANY else None,
         "least": rounded(samples[0]),
         "most": rounded(samples[-1]),
         "rounds": [rounded(statistics.median(one) * 1e6) for one in rounds],

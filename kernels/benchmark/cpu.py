@@ -17,17 +17,22 @@ from torch.export import ExportedProgram
 
 from kernels.benchmark.clock import Run
 from kernels.benchmark.contest import Absent, Peer
-from kernels.benchmark.peers import installed, on_channels_last
+from kernels.benchmark.peers import compile_module, installed, on_channels_last
 
 
-def every(program: ExportedProgram, threads: int) -> list[Peer]:
-    """The first is what the others are compared with. `threads` is what torch was told as well."""
+def every(program: ExportedProgram, threads: int, images: Tensor) -> list[Peer]:
+    """The first is what the others are compared with. `threads` is what torch was told as well; `images` are as those
+    that will come."""
     return [
         Peer("eager", "the program's module, NCHW", lambda: program.module()),
         Peer(
             "eager channels_last", "weights and images channels_last", lambda: on_channels_last(last(program))
         ),
-        Peer("torch.compile", "Inductor's C++, frozen weights, channels_last", lambda: inductor(program)),
+        Peer(
+            "torch.compile",
+            "Inductor's C++, frozen weights, channels_last",
+            lambda: inductor(program, images),
+        ),
         Peer(
             "ONNX Runtime", f"CPUExecutionProvider, {threads} threads", lambda: onnxruntime(program, threads)
         ),
@@ -41,11 +46,11 @@ def last(program: ExportedProgram) -> torch.nn.Module:
     return program.module().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def inductor(program: ExportedProgram) -> Run:
+def inductor(program: ExportedProgram, images: Tensor) -> Run:
     compilers = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
     if not any(shutil.which(name) for name in compilers if name):
         raise Absent("Inductor needs a C++ compiler; there is none")
-    return on_channels_last(torch.compile(last(program), options={"freezing": True}, dynamic=False))
+    return compile_module(last(program), {"freezing": True}, images)
 
 
 def onnx_bytes(program: ExportedProgram) -> bytes:

@@ -61,6 +61,10 @@ def gpu() -> dict[str, Any]:
     }
 
 
+def gpu_name() -> str:
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+
+
 def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -36,7 +36,7 @@ KEEPS: dict[str, tuple[str, Keep]] = {
         lambda tile: tile.kind != "split",
     ),
 }
-"""What a variant leaves out. Where that takes a layer's tile away, the model of `tiles` chooses the next."""
+"""What a variant leaves out. Where that takes a layer's tile away it gets `instead`."""
 
 
 def every(net: Vgg19, precision: Precision, device: str) -> list[Peer]:
@@ -98,16 +98,27 @@ def choosing(keep: Keep) -> Iterator[None]:
 
     def choose(layer: Layer, batch: int, precision: Precision, device: torch.device) -> Tile:
         tile = before(layer, batch, precision, device)
-        if keep(tile):
-            return tile
-        capability = tiles.capability_of(device)
-        others = filter(keep, tiles.tilings(layer, precision, capability))
-        return min(
-            others, key=lambda other: tiles.cost(other, layer, batch, precision, capability), default=tile
-        )
+        return tile if keep(tile) else instead(keep, layer, batch, precision, device) or tile
 
     tiles.choose = choose  # where `operators` looks it up
     try:
         yield
     finally:
         tiles.choose = before
+
+
+SAFE = [kind for kind in tiles.KINDS if kind not in tiles.HOPPER_ONLY]
+"""Kernels that were tested elsewhere: a Gluon kernel that was not tested on the device may hang it."""
+
+
+@cache
+def instead(keep: Keep, layer: Layer, batch: int, precision: Precision, device: torch.device) -> Tile | None:
+    """The model's choice among tiles to keep; None where there is none."""
+    capability = tiles.capability_of(device)
+    is_cuda = device.type == "cuda"
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if is_cuda else None
+    return min(
+        filter(keep, tiles.tilings(layer, precision, capability, SAFE)),
+        key=lambda tile: tiles.cost(tile, layer, batch, precision, capability, processors),
+        default=None,
+    )

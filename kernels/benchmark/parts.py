@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from itertools import product
 
 import torch
 
-from kernels.benchmark import checks, cpu, floors, gpu, machine, nets, peers, report
-from kernels.benchmark.clock import CpuClock, CudaClock
-from kernels.benchmark.contest import Facts, Peer, Plan, hold
+from kernels.benchmark import checks, cpu, floors, gpu, machine, nets, peers, report, tuning
+from kernels.benchmark.clock import CpuClock, CudaClock, DeviceLostError, check_device
+from kernels.benchmark.contest import Facts, Peer, Plan, first_line, hold, lacks_peers
 from kernels.benchmark.nets import Vgg19
 from kernels.geometry import Precision
 from kernels.roofline import H100, Machine
@@ -24,11 +25,10 @@ PLANS = {
     "quick": Plan(2, 2, 0.5),
 }
 FLOOR_BATCHES = (1, 2, 4, 8, 16, 32, 64)
-LAYER_TABLES: tuple[tuple[int, int, Precision], ...] = (
-    (224, 1, "float16"),
-    (224, 32, "float16"),
-    (48, 1, "float16"),
-)
+Place = tuple[int, int, Precision]
+"""A cell's size, batch and precision."""
+LAYER_TABLES: tuple[Place, ...] = ((224, 1, "float16"), (224, 32, "float16"), (48, 1, "float16"))
+"""And every cell in which a peer is faster than ours: its layers say why."""
 
 
 class Bench:
@@ -102,7 +102,8 @@ def processor(bench: Bench, _: Facts) -> Iterator[Facts]:
     for size, batch in bench.cells():
         torch.compiler.reset()
         one = gpu.cell(bench.net(size), batch, "float32", "cpu", None)
-        facts = hold(one, cpu.every(nets.exported(bench.net(size)), bench.threads), CpuClock(), plan)
+        peers_here = cpu.every(nets.exported(bench.net(size)), bench.threads, one.inputs[0])
+        facts = hold(one, peers_here, CpuClock(), plan)
         cells.append(facts)
         print(f"  {sentence(facts)}", flush=True)
         yield {
@@ -111,10 +112,12 @@ def processor(bench: Bench, _: Facts) -> Iterator[Facts]:
 
 
 def graphics(bench: Bench, before: Facts) -> Iterator[Facts]:
-    """Cells that were measured before stay, if they are not asked for again."""
+    """Cells that were measured before stay, if they are not asked for again. What fails is told and the next cell goes
+    on; where the GPU itself is out of order, what is there is all."""
     options, clock = bench.options, CudaClock()
-    cells: dict[tuple[Any, ...], Facts] = {key(one): one for one in before.get("cells", [])}
-    tables: dict[tuple[Any, ...], Facts] = {key(one): one for one in before.get("layers", [])}
+    cells: dict[Place, Facts] = {key(one): one for one in before.get("cells", [])}
+    tables: dict[Place, Facts] = {key(one): one for one in before.get("layers", [])}
+    failed: list[str] = []
     reached = {precision: ceiling(precision) for precision in options.precisions}
 
     def facts() -> Facts:
@@ -125,29 +128,71 @@ def graphics(bench: Bench, before: Facts) -> Iterator[Facts]:
             "machine": names,
             "cells": found,
             "layers": list(tables.values()),
-            "targets": gpu.targets(found),
+            "targets": gpu.targets(found, machine.gpu_name()),
+            "failed": failed,
         }
 
-    for size in bench.sizes(options.sizes):
-        for precision in options.precisions:
-            for batch in options.batches:
-                one = gpu.compare(
-                    bench.net(size),
-                    batch,
-                    precision,
-                    reached[precision],
-                    clock,
-                    bench.plan("gpu"),
-                    wanted(options.peers),
-                )
-                cells[key(one)] = {**one, "peak": machine.peak(reached[precision], precision)}
-                print(f"  {sentence(one)}", flush=True)
-                yield facts()
-    for size, batch, name in LAYER_TABLES:
-        if size in options.sizes and batch in options.batches and name in options.precisions:
-            rows = gpu.layer_table(size, batch, name, reached[name], clock, bench.plan("layers"))
-            tables[size, batch, name] = {"size": size, "batch": batch, "precision": name, "rows": rows}
+    asked: list[Place] = [
+        (size, batch, precision)
+        for size, precision, batch in product(bench.sizes(options.sizes), options.precisions, options.batches)
+    ]
+    try:
+        for place in asked:
+            one = attempt(partial(graphics_cell, bench, reached, clock), place, failed)
+            if one and replaces(one, cells.get(place)):
+                cells[place] = one
             yield facts()
+        lost = [place for place in asked if is_lost(cells.get(place))]
+        for place in dict.fromkeys([*(place for place in LAYER_TABLES if place in asked), *lost]):
+            table = attempt(partial(graphics_layers, bench, reached, clock), place, failed)
+            if table:
+                tables[place] = table
+            yield facts()
+    except DeviceLostError as error:
+        failed.append(f"the GPU is out of order, and the rest was not measured: {error}")
+        yield facts()
+
+
+def graphics_cell(bench: Bench, reached: dict[Precision, Machine], clock: CudaClock, place: Place) -> Facts:
+    """Tuned, then timed; --quick tunes nothing."""
+    size, batch, precision = place
+    net = bench.net(size)
+    found: Facts = {}
+    if not bench.quick:
+        found["tuning"] = tuning.tune_layers(net.layers.values(), batch, precision)
+    plan, most = bench.plan("gpu"), reached[precision]
+    found |= gpu.compare(net, batch, precision, most, clock, plan, wanted(bench.options.peers))
+    print(f"  {sentence(found)}", flush=True)
+    return {**found, "peak": machine.peak(most, precision)}
+
+
+def graphics_layers(bench: Bench, reached: dict[Precision, Machine], clock: CudaClock, place: Place) -> Facts:
+    size, batch, precision = place
+    rows = gpu.layer_table(size, batch, precision, reached[precision], clock, bench.plan("layers"))
+    return {"size": size, "batch": batch, "precision": precision, "rows": rows}
+
+
+def attempt(work: Callable[[Place], Facts], place: Place, failed: list[str]) -> Facts | None:
+    """None where it fails, which is told. Raises DeviceLostError where nothing else would work either."""
+    try:
+        return work(place)
+    except DeviceLostError:
+        raise
+    except Exception as error:
+        size, batch, precision = place
+        failed.append(f"{size} px, batch {batch}, {precision}: {first_line(error)}")
+        check_device()
+        return None
+
+
+def replaces(one: Facts, before: Facts | None) -> bool:
+    """A cell without some of the peers takes no whole one's place."""
+    return before is None or not lacks_peers(one) or lacks_peers(before)
+
+
+def is_lost(one: Facts | None) -> bool:
+    """Whether a peer was faster."""
+    return bool(one and one["ratio"] and one["ratio"]["value"] < 1)
 
 
 def ceiling(precision: Precision) -> Machine:
@@ -156,7 +201,7 @@ def ceiling(precision: Precision) -> Machine:
     return machine.measured("cuda", precision, 8192, 1024)
 
 
-def key(facts: Facts) -> tuple[int, int, Precision]:
+def key(facts: Facts) -> Place:
     return facts["size"], facts["batch"], facts["precision"]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._inductor import config as inductor_config
 from torch.nn import functional
 
 from kernels.benchmark.clock import Run
@@ -52,7 +53,7 @@ def every(net: Vgg19, precision: Precision, images: Tensor, device: str = "cuda"
         Peer("unfold + cuBLAS", "the window matrix written down, then a matrix product", lambda: unfolded(typed)),
     ]  # fmt: skip
     for name, options in COMPILED.items():
-        found.append(compiled(name, options, typed if not options else last()))
+        found.append(compiled(name, options, typed if not options else last(), images))
     found += [
         Peer("cudnn-frontend", "its graph API: convolution, bias, ReLU in one engine", lambda: frontend(last(), images)),
         Peer("ONNX Runtime CUDA", "CUDAExecutionProvider on the ONNX export", lambda: onnxruntime(net, precision)),
@@ -69,13 +70,22 @@ def on_channels_last(net: Run) -> Run:
     return lambda images: net(images.contiguous(memory_format=torch.channels_last))
 
 
-def compiled(name: str, options: dict[str, Any], net: nn.Module) -> Peer:
+def compiled(name: str, options: dict[str, Any], net: nn.Module, images: Tensor) -> Peer:
     def make() -> Run:
-        module = torch.compile(net, options={"triton.cudagraphs": False, **options}, dynamic=False)
-        return on_channels_last(module) if options else module
+        return compile_module(net, {"triton.cudagraphs": False, **options}, images, bool(options))
 
     what = ", ".join(f"{key}={value}" for key, value in options.items()) or "the defaults, NCHW"
     return Peer(name, what, make, has_own_graph="triton.cudagraphs" in options)
+
+
+def compile_module(net: nn.Module, options: dict[str, Any], images: Tensor, is_last: bool = True) -> Run:
+    """Compiled for images like these. Whether weights are constants, Dynamo asks Inductor's settings while it traces:
+    the `options` of torch.compile hold only after that, and alone would leave every weight an input."""
+    module: Run = torch.compile(net, options=options, dynamic=False)
+    run = on_channels_last(module) if is_last else module
+    with inductor_config.patch(freezing=options.get("freezing", False)):
+        run(images)
+    return run
 
 
 def walked(net: Vgg19, convolve: Callable[[Tensor, nn.Conv2d], Tensor]) -> Run:

@@ -8,9 +8,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from kernels.benchmark.contest import OURS, quickest
-
-Facts = dict[str, Any]
+from kernels.benchmark.contest import OURS, Facts, lacks_peers
 
 NO_GPU = (
     "**There was no GPU here: nothing below says how fast the kernels are, and no speed of theirs is claimed.** "
@@ -99,16 +97,8 @@ def matrix(facts: Facts) -> list[str]:
             chosen = [one for one in cases if (one["target"], one["precision"]) == (target, precision)]
             rows.append(matrix_row(target, precision, chosen))
     head = [
-        "target",
-        "precision",
-        "kernels",
-        "faults",
-        "spills",
-        "registers",
-        "shared memory",
-        "multiplied by",
-        "loop",
-    ]
+        "target", "precision", "kernels", "faults", "spills", "registers", "shared memory", "multiplied by", "loop",
+    ]  # fmt: skip
     return [
         f"Compiled ahead of time with Triton {facts['triton']}, no device: {len(cases)} kernels in {facts['seconds']} s, "
         f"{len(found)} faults{listed(found)}.",
@@ -191,23 +181,16 @@ def cpu_cell(facts: Facts) -> str:
             taken["samples"], entry["build_seconds"],
         ])  # fmt: skip
     head = [
-        "peer",
-        "ms",
-        "images/s",
-        f"{first} / it",
-        "GFLOP/s",
-        "largest error",
-        "top-1 as float64",
-        "calls",
-        "s to build",
-    ]
+        "peer", "ms", "images/s", f"{first} / it", "GFLOP/s", "largest error", "top-1 as float64", "calls", "s to build",
+    ]  # fmt: skip
     return table(head, rows)
 
 
+NOT_TIMED = ("left out", "absent", "failed", "wrong", "not captured")
+
+
 def reason(entry: Facts) -> str:
-    return next(
-        (f"{key}: {entry[key]}" for key in ("absent", "failed", "wrong") if key in entry), "not timed"
-    )
+    return next((f"{key}: {entry[key]}" for key in NOT_TIMED if key in entry), "not timed")
 
 
 def gpu(facts: Facts) -> list[str]:
@@ -221,8 +204,11 @@ def gpu(facts: Facts) -> list[str]:
         table(["figure", "target", "measured", "met"], ([r["name"], r["target"], "not measured" if r["value"] is None else r["value"], r["met"]] for r in facts["targets"])),
         "### Ours against the best peer",
         headline(facts),
-        "Times in µs, the faster of launched and graph for each, medians; ratio is best peer / ours, [lowest, highest] over the "
-        "rounds: below 1 the peer is faster.",
+        "Times in µs: a CUDA graph's replay, medians; ratio is best peer / ours, graph against graph, [lowest, highest] over the "
+        "rounds: below 1 the peer is faster. Launched: the same of what Python launches, call by call. A 99th percentile is "
+        "given from 100 calls. Layers tuned: how many of the net's have a measured tile, and the seconds that tuning took now. "
+        "Where a variant of ours is denied its tuned tile, it gets the model's choice, which is not tuned.",
+        *losses(facts),
         "### All peers",
     ]  # fmt: skip
     for one in facts["cells"]:
@@ -236,86 +222,110 @@ def gpu(facts: Facts) -> list[str]:
 def headline(facts: Facts) -> str:
     rows = []
     for one in facts["cells"]:
-        mine = one["peers"].get(OURS, {})
-        if not one["ratio"] or "modes" not in mine:
-            rows.append([one["size"], one["precision"], one["batch"], reason(mine), *[None] * 8])
+        mine, place = one["peers"].get(OURS, {}), [one["size"], one["precision"], one["batch"]]
+        if not one["ratio"]:
+            why = "no peer was timed" if "modes" in mine else reason(mine)
+            why = "peers were left out" if lacks_peers(one) else why
+            rows.append([*place, why, *[None] * 10, tuned(one)])
             continue
-        taken, best = mine["modes"][quickest(mine)], one["best"]
+        best = one["best"]
+        taken = mine["modes"][best["mode"]]
         theirs = one["peers"][best["name"]]["modes"][best["mode"]]
-        low, high = min(one["ratio"]["rounds"]), max(one["ratio"]["rounds"])
         rate = one["flops"] / taken["p50"] / 1e6
         rows.append([
-            one["size"], one["precision"], one["batch"], taken["p50"], taken["p99"], f"{best['name']}, {best['mode']}",
-            theirs["p50"], f"{one['ratio']['value']} [{low}, {high}]", one["batch"] / taken["p50"] * 1e6, rate,
-            f"{100 * rate / one['peak']:.0f} %", f"{100 * one['floor'] / taken['p50']:.0f} %",
+            *place, taken["p50"], taken["p99"], taken["samples"], best["name"], theirs["p50"], span(one), launched(one),
+            one["batch"] / taken["p50"] * 1e6, rate,
+            f"{100 * rate / one['peak']:.0f} %", f"{100 * one['floor'] / taken['p50']:.0f} %", tuned(one),
         ])  # fmt: skip
     head = [
-        "px",
-        "precision",
-        "batch",
-        "ours",
-        "p99",
-        "best peer",
-        "its time",
-        "ratio",
-        "images/s",
-        "TFLOP/s",
-        "of the product",
-        "of the floor",
-    ]
+        "px", "precision", "batch", "ours", "p99", "calls", "best peer", "its time", "ratio", "launched", "images/s", "TFLOP/s",
+        "of the product", "of the floor", "layers tuned",
+    ]  # fmt: skip
     return table(head, rows)
+
+
+def span(verdict: Facts) -> str:
+    rounds = verdict["ratio"]["rounds"]
+    return f"{verdict['ratio']['value']} [{min(rounds)}, {max(rounds)}]"
+
+
+def launched(one: Facts) -> str | None:
+    verdict = one["launched"]
+    return f"{span(verdict)}, {verdict['best']['name']}" if verdict and verdict["ratio"] else None
+
+
+def tuned(one: Facts) -> str:
+    """Of how many layers the tile was measured; the model chose the others'."""
+    found = one.get("tuning")
+    return f"{found['tuned']} of {found['layers']}, {found['seconds']} s" if found else "none"
+
+
+def losses(facts: Facts) -> list[str]:
+    """A line for each cell that a peer wins, with the reason as far as its layers tell it."""
+    tables = {(one["size"], one["batch"], one["precision"]): one["rows"] for one in facts["layers"]}
+    lines = []
+    for one in facts["cells"]:
+        if one["ratio"] and one["ratio"]["value"] < 1:
+            rows = tables.get((one["size"], one["batch"], one["precision"]))
+            place = f"{one['size']} px, {one['precision']}, batch {one['batch']}"
+            lines.append(f"- Below 1: {place}, {one['ratio']['value']}: {why_lost(rows)}.")
+    return ["\n".join(lines)] if lines else []
+
+
+def why_lost(rows: Sequence[Facts] | None) -> str:
+    if rows is None:
+        return "its layers were not measured, the reason is not known"
+    slower = [row for row in rows if row["ratio"] and row["ratio"]["value"] < 1]
+    if not slower:
+        return "no layer by itself is slower than cuDNN's, what lies between them is (launches, cold caches)"
+    named = ", ".join(f"{row['layer']} {row['ratio']['value']}" for row in slower)
+    return f"slower than cuDNN's by themselves: {named}"
 
 
 def gpu_cell(facts: Facts) -> str:
     rows = []
     for name, entry in facts["peers"].items():
         if "modes" not in entry:
-            rows.append([name, reason(entry), *[None] * 7])
+            rows.append([name, reason(entry), *[None] * 8])
             continue
         modes, error = entry["modes"], entry["error"]
         graph = modes.get("graph", {})
         rows.append([
-            name, modes["eager"]["p50"], graph.get("p50", entry.get("not captured")), graph.get("p99"),
+            name, modes["eager"]["p50"], graph.get("p50", entry.get("not captured")), graph.get("p99"), graph.get("samples"),
             modes.get("graph, cold L2", {}).get("p50"), error["relative"], error["top1"], entry["build_seconds"],
             entry["peak_bytes"] and entry["peak_bytes"] / 1e6,
         ])  # fmt: skip
     head = [
-        "",
-        "launched",
-        "graph",
-        "p99",
-        "cold L2",
-        "relative error",
-        "top-1 as float64",
-        "s to build",
-        "MB",
-    ]
+        "", "launched", "graph", "p99", "replays", "cold L2", "relative error", "top-1 as float64", "s to build", "MB",
+    ]  # fmt: skip
     return table(head, rows)
 
 
 def layer_table(rows: Sequence[Facts]) -> str:
+    """Against cuDNN alone: whole nets' other peers have no layers."""
     lines = []
     for one in rows:
         mine, best = one["peers"][OURS], one["best"]
-        if "modes" not in mine or not best:
+        if not one["ratio"]:
             lines.append([one["layer"], reason(mine), *[None] * 6])
             continue
-        taken = mine["modes"][quickest(mine)]["p50"]
+        taken = mine["modes"][best["mode"]]["p50"]
         theirs = one["peers"][best["name"]]["modes"][best["mode"]]["p50"]
         tile = " ".join(f"{key}={value}" for key, value in one["tile"].items())
         lines.append([
             one["layer"], taken, theirs, best["name"], one["ratio"]["value"], one["floor"], f"{100 * one['floor'] / taken:.0f} %", tile,
         ])  # fmt: skip
-    return table(
-        ["layer", "ours µs", "peer µs", "best peer", "ratio", "floor µs", "of the floor", "tile"], lines
-    )
+    head = [
+        "layer", "ours µs", "cuDNN µs", "cuDNN's faster way", "cuDNN / ours", "floor µs", "of the floor", "tile",
+    ]  # fmt: skip
+    return table(head, lines)
 
 
 def faults(results: Facts) -> list[str]:
     """Every check that did not pass. A peer that is wrong is shown, but it is no fault of ours."""
     found = [
         f"{part}: {name}"
-        for part in ("parity", "matrix", "swap")
+        for part in ("parity", "matrix", "swap", "gpu")
         for name in results.get(part, {}).get("failed", [])
     ]
     for one in results.get("matrix", {}).get("cases", []):
@@ -326,7 +336,7 @@ def faults(results: Facts) -> list[str]:
     contests += [row for one in results.get("gpu", {}).get("layers", []) for row in one["rows"]]
     for one in contests:
         for name, entry in one["peers"].items():
-            if name.startswith(OURS) and "modes" not in entry:
+            if name.startswith(OURS) and ("modes" not in entry or "not captured" in entry):
                 found.append(
                     f"gpu, {one['size']} px, batch {one['batch']}, {one['precision']}: {name} {reason(entry)}"
                 )
@@ -366,8 +376,10 @@ def rows_of(results: Facts) -> str:
     writer.writerow(COLUMNS)
     for part in ("cpu", "gpu"):
         for one in results.get(part, {}).get("cells", []):
+            taken_on = results[part]["taken"]
+            device = taken_on.get("gpu", {}).get("name") if part == "gpu" else taken_on["cpu"]
             for name, entry in one["peers"].items():
-                head = [part, one["size"], one["batch"], one["precision"], name]
+                head = [device, one["size"], one["batch"], one["precision"], name]
                 error = entry.get("error", {})
                 for mode, taken in entry.get("modes", {"": {}}).items():
                     times = [taken.get(key) for key in ("p50", "p99", "least", "most", "samples")]

@@ -26,6 +26,7 @@ from kernels.boxes import choose_box, tile_count
 from kernels.compilation import main_loop, read_cubin
 from kernels.geometry import Layer, Precision
 from kernels.packing import unpack
+from kernels.problem import problem
 from kernels.tiles import Tile
 
 
@@ -66,7 +67,7 @@ def run(
     compiled: Any, text: str, layer: Layer, tile: Tile, precision: Precision, batch: int, programs: int
 ) -> float:
     """Relative error in the Frobenius norm; NaN where an output was not written."""
-    input, weight, bias = hopper.example(layer, batch, precision, torch.device("cpu"))
+    (input,), weight, bias, _ = problem(layer, batch, precision, torch.device("cpu"), count=1)
     output = torch.full((batch, *layer.output, layer.filters), torch.nan, dtype=input.dtype)
     box = choose_box(layer, tile, batch)
     image = bits(input.permute(0, 2, 3, 1).contiguous())

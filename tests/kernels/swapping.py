@@ -7,11 +7,13 @@ import copy
 import torch
 from torch import nn
 from torch.export import Dim, export
+from torch.fx import GraphModule
 
 from kernels import swap
 
 BOUNDS = {"float16": 4e-3, "bfloat16": 4e-2, "tf32": 4e-3, "float32": 5e-6}
 """Relative errors of whole nets, of up to 53 layers."""
+LAYERS = ("aten.conv", "aten.linear", "aten.matmul", "aten.mm.", "aten.bmm", "aten.einsum")
 
 
 def randomised(net: nn.Module, seed: int = 0) -> nn.Module:
@@ -56,7 +58,10 @@ def check(net: nn.Module, size: tuple[int, ...] = (3, 32, 32), precision="float3
     for batch in batches:
         assert error(swapped, net, torch.randn(batch, *size)) < BOUNDS[precision]
     assert len(report.kept) == sum(
-        name in str(node.target) for node in swapped.graph.nodes for name in ("aten.conv2d", "aten.linear")
+        str(node.target).startswith(LAYERS)
+        for part in swapped.graph_module.modules()
+        if isinstance(part, GraphModule)
+        for node in part.graph.nodes
     )
     return report
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from kernels import boxes
+from kernels import boxes, twin
 from kernels.boxes import choose_box, faults, memory, tile_count
 from kernels.geometry import Layer, Unsupported
 from kernels.packing import pack
@@ -250,14 +250,13 @@ def device(monkeypatch):
     monkeypatch.setattr(hopper, "current_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(hopper, "_wait", lambda tile: None)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    hopper._checked.cache_clear()
-    yield monkeypatch
-    hopper._checked.cache_clear()
+    monkeypatch.setattr(hopper, "_verdicts", {})
+    return monkeypatch
 
 
 def computing(change: Any = lambda output: None) -> Any:
     def run(input, weight, bias, output, layer, tile, precision, box, programs):
-        output.copy_(hopper.twin.convolution(input, weight, bias, layer, precision))
+        output.copy_(twin.convolution(input, weight, bias, layer, precision))
         change(output)
 
     return run
@@ -302,10 +301,17 @@ def test_a_kernel_that_does_not_compile_is_refused_and_one_that_hangs_is_told(de
         hopper.selfcheck(Layer(8, 8, 64, 64), HALO, "float16")
 
 
-def test_nothing_is_checked_while_a_graph_is_captured(device):
+def test_while_a_graph_is_captured_nothing_is_checked_and_what_is_known_is_used(device, recwarn):
+    layer = Layer(8, 8, 64, 64)
+    device.setattr(hopper, "run", computing())
     device.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.warns(UserWarning, match="run once before"):
-        assert not hopper.selfcheck(Layer(8, 8, 64, 64), HALO, "float16")
+        assert not hopper.selfcheck(layer, HALO, "float16", batch=1)
+    recwarn.clear()
+    for capturing in (False, True):
+        device.setattr(torch.cuda, "is_current_stream_capturing", lambda capturing=capturing: capturing)
+        assert hopper.selfcheck(layer, HALO, "float16", batch=1)
+    assert not recwarn
 
 
 # --- what the device is told --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The benchmark of the kernels: all but the CUDA calls, on a processor, with nets that are narrow and clocks that are scripted."""
+"""The benchmark of the kernels: all but the CUDA calls, on a processor, with nets that are narrow."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch
 
 from kernels import bench
 from kernels.benchmark import checks, cpu, floors, gpu, nets, parts, peers, report
-from kernels.benchmark.clock import CpuBound, CpuClock, facts, in_turn
-from kernels.benchmark.contest import OURS, Absent, Cell, Peer, Plan, errors, hold
+from kernels.benchmark.clock import CpuClock
+from kernels.benchmark.contest import OURS, Plan, hold
 from kernels.geometry import Unsupported
 from kernels.roofline import H100
 
@@ -34,109 +34,6 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def net() -> nets.Vgg19:
     return nets.seeded(32, divisor=4)
-
-
-class Scripted:
-    """A clock on which a peer takes what its name's table says, a little more in each round."""
-
-    def __init__(self, microseconds: dict[str, float]) -> None:
-        self.microseconds, self.turns = microseconds, []
-
-    def modes(self, batch, size):
-        return ("eager", "graph")
-
-    def bind(self, mode, run, inputs, has_own_graph):
-        name = run.__name__
-        if mode == "graph" and name == "uncapturable":
-            raise RuntimeError("operation not permitted when stream is capturing\nmore")
-        clock, calls = self, iter(range(1000))
-
-        class Bound(CpuBound):
-            def seconds(self, count):
-                clock.turns.append((mode, name))
-                value = clock.microseconds[name] * (1 + next(calls) / 10) / (2 if mode == "graph" else 1)
-                return [value * 1e-6] * count
-
-        return Bound(run, inputs)
-
-    def peak_bytes(self, call):
-        call()
-        return 7_000_000
-
-
-def peer(name: str, result=lambda images: images, **more) -> Peer:
-    def run(images):
-        return result(images)
-
-    run.__name__ = name
-    return Peer(name, "a test", lambda: run, **more)
-
-
-def test_a_contest_names_who_is_absent_broken_or_wrong_and_times_the_others():
-    images = torch.randn(3, 5)
-    cell = Cell(48, 3, "float16", [images, images + 1], [images.double(), images.double() + 1], 10)
-
-    def absent():
-        raise Absent("no wheel")
-
-    def broken():
-        raise ValueError("no plan\nand more")
-
-    contestants = [
-        peer("slow"), peer("quick"), peer(OURS, is_peer=False), peer("uncapturable"),
-        peer("wrong", lambda images: images * 1.2), peer("nan", lambda images: images * torch.nan),
-        peer("museum", is_peer=False, is_slow=True),
-        Peer("absent", "a", absent), Peer("broken", "b", broken),
-    ]  # fmt: skip
-    clock = Scripted({"slow": 90, "quick": 40, OURS: 20, "uncapturable": 30, "museum": 1e9})
-    found = hold(cell, contestants, clock, Plan(3, 4, 1.0))
-    entries = found["peers"]
-    assert entries["absent"]["absent"] == "no wheel"
-    assert entries["broken"]["failed"] == "ValueError: no plan"
-    assert "relative error 0.2" in entries["wrong"]["wrong"] and "modes" not in entries["wrong"]
-    assert "nan" in entries["nan"]["wrong"] and "modes" not in entries["nan"]
-    assert entries["uncapturable"]["not captured"].startswith("RuntimeError: operation not permitted")
-    assert list(entries["uncapturable"]["modes"]) == ["eager"]
-    assert entries["museum"]["modes"]["eager"]["samples"] == 1
-    assert entries["quick"]["modes"]["graph"]["samples"] == 12
-    assert found["best"] == {"name": "quick", "mode": "graph"}  # 20 and more: less than 30 launched
-    assert found["ratio"] == {"value": 2.0, "rounds": [2.0, 2.0, 2.0]}
-    assert clock.turns.count(("eager", "museum")) == 1
-    graph = [name for mode, name in clock.turns if mode == "graph"][3:]
-    assert graph == ["slow", "quick", OURS, OURS, "quick", "slow"] * 2
-
-
-def test_peers_take_turns_and_the_first_round_is_dropped():
-    calls: list[tuple[str, int]] = []
-
-    def take(name):
-        def seconds(count):
-            calls.append((name, count))
-            return [float(len(calls))] * count
-
-        return seconds
-
-    found = in_turn({"a": take("a"), "b": take("b")}, 2, {"a": 1, "b": 3})
-    assert "".join(name for name, _ in calls) == "abbaab"
-    assert found == {"a": [[4.0], [5.0]], "b": [[3.0] * 3, [6.0] * 3]}
-
-
-def test_facts_are_microseconds_with_their_spread():
-    rounds = [[1e-6 * value for value in range(1, 51)], [1e-6 * value for value in range(51, 101)]]
-    assert facts(rounds) == {
-        "p50": 50.5,
-        "p99": 100.0,
-        "least": 1.0,
-        "most": 100.0,
-        "rounds": [25.5, 75.5],
-        "samples": 100,
-    }
-
-
-def test_errors_are_relative_to_all_outputs_and_count_rows_of_the_same_class():
-    wanted = [torch.tensor([[3.0, 4.0], [0.0, 1.0]], dtype=torch.float64)]
-    found = errors([torch.tensor([[3.0, 4.0], [2.0, 1.0]])], wanted)
-    assert found == {"relative": pytest.approx(2 / 26**0.5, rel=1e-3), "largest": 2.0, "top1": 0.5}
 
 
 def test_the_seeded_net_is_vgg19_and_tells_images_apart(net):
@@ -203,7 +100,7 @@ def test_the_swap_goes_from_file_to_file(net):
 def test_peers_on_a_processor_agree_and_say_what_they_lack(net, monkeypatch):
     with torch.no_grad():
         one = gpu.cell(net, 2, "float32", "cpu", None)
-        peers = cpu.every(nets.exported(net), threads=1)
+        peers = cpu.every(nets.exported(net), 1, one.inputs[0])
         monkeypatch.setattr("shutil.which", lambda name: None)
         found = hold(one, peers, CpuClock(), QUICK)
     entries = found["peers"]
@@ -219,10 +116,33 @@ def test_peers_on_a_processor_agree_and_say_what_they_lack(net, monkeypatch):
 
 
 def test_inductor_knows_the_options_of_its_peers(net):
-    for name, options in peers.COMPILED.items():
-        assert callable(peers.compiled(name, options, net).make())
+    for options in peers.COMPILED.values():
+        assert callable(torch.compile(net, options=options))
     with pytest.raises(RuntimeError, match="freezingg"):
-        peers.compiled("misspelt", {"freezingg": True}, net).make()
+        peers.compiled("misspelt", {"freezingg": True}, net, nets.images(1, 32, 1)).make()
+
+
+@pytest.mark.parametrize("where", ["processor", "gpu"])
+def test_the_weights_of_frozen_peers_are_constants(where, monkeypatch):
+    from torch._inductor import freezing
+
+    class Seen(Exception):
+        pass
+
+    def freeze(*arguments, original=freezing.freeze, **more):
+        raise Seen(original(*arguments, **more)[1])
+
+    monkeypatch.setattr(freezing, "freeze", freeze)
+    torch.compiler.reset()
+    net, images = (
+        torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval(),
+        torch.zeros(2, 3, 8, 8),
+    )
+    with torch.no_grad(), pytest.raises(Exception, match=r"Seen: \[\d\]"):  # one input is left: the images
+        if where == "gpu":
+            peers.compiled("frozen", peers.COMPILED["torch.compile, frozen"], net, images).make()
+        else:
+            cpu.inductor(torch.export.export(net, (images,)), images)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
@@ -249,7 +169,11 @@ def test_inductor_is_a_peer_where_there_is_a_compiler(net):
         one = gpu.cell(net, 2, "float32", "cpu", None)
         found = hold(
             one,
-            [peer for peer in cpu.every(nets.exported(net), 1) if peer.name == "torch.compile"],
+            [
+                peer
+                for peer in cpu.every(nets.exported(net), 1, one.inputs[0])
+                if peer.name == "torch.compile"
+            ],
             CpuClock(),
             QUICK,
         )
@@ -318,3 +242,7 @@ def test_what_fails_is_told_and_the_other_parts_go_on(tmp_path, monkeypatch, cap
         "peers": {OURS: {"wrong": "w"}, "TensorRT": {"absent": "a"}},
     }
     assert report.faults({"gpu": {"cells": [contest]}}) == ["gpu, 48 px, batch 1, tf32: ours wrong: w"]
+    contest["peers"][OURS] = {"modes": {"eager": {}}, "not captured": "c"}
+    assert report.faults({"gpu": {"cells": [contest], "failed": ["f"]}}) == [
+        "gpu: f", "gpu, 48 px, batch 1, tf32: ours not captured: c"
+    ]  # fmt: skip

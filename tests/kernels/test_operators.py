@@ -86,6 +86,36 @@ def test_the_interpreter_runs_only_where_it_is_asked_for(case, monkeypatch):
     assert launched == [one.layer]
 
 
+def shifted(tensor):
+    """The same numbers from two bytes or four after a multiple of 16 on, in the same order."""
+    memory = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)
+    moved = memory[1:].as_strided(tensor.shape, tensor.stride())
+    assert moved.copy_(tensor).data_ptr() % 16
+    return moved
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_tensors_may_begin_anywhere(case, monkeypatch, precision):
+    """Descriptors demand multiples of 16 bytes; kernels are compiled for them."""
+    monkeypatch.setenv("FER_KERNELS_INTERPRET", "1")
+    tile = tiles.Tile("implicit", 32, 16, 16, descriptor=True)
+    monkeypatch.setattr(tiles, "choose", lambda *_: tile)
+    one = case(LAYERS["plain"], 2, precision)
+    weight, seen = kernels.pack(one.weight, precision), []
+    module = tiles.module(tile.kind)
+
+    def launch(input, weight, bias, *rest):
+        seen.extend(operand.data_ptr() % 16 for operand in (input, weight, bias))
+        assert input.is_contiguous(memory_format=torch.channels_last)
+        return module.launch(input, weight, bias, *rest)
+
+    monkeypatch.setattr(tiles, "module", lambda kind: SimpleNamespace(launch=launch))
+    for images in (one.input, one.input.contiguous()):
+        output = kernels.convolution(shifted(images), shifted(weight), shifted(one.bias), precision=precision)
+        assert one.error(output) <= one.bound * (1.5 if precision == "bfloat16" else 1)
+    assert seen == [0] * 6
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_torch_finds_nothing_wrong_with_convolution(case, name):
     one = case(LAYERS[name], 2, "float16")

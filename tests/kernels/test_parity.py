@@ -67,12 +67,16 @@ def error(case, name):
     return one.error(result) / one.bound
 
 
-@pytest.mark.parametrize("name", LAYERS)
+DISTINCT = {layer: name for name, layer in reversed(LAYERS.items())}
+"""By the first of each: 3_3, 4_3, 5_2 and 5_3 are the same convolution as the one before them."""
+
+
+@pytest.mark.parametrize("name", reversed(DISTINCT.values()))
 def test_every_layer(case, name):
     assert error(case, name) <= 1
 
 
-@pytest.mark.parametrize("name", ["2_2", "3_1", "4_4", "5_1", "5_4", "dense 1", "dense 2"])
+@pytest.mark.parametrize("name", ["3_1", "5_4"])
 def test_layers_whose_sums_are_shared(case, shared_sums, name):
     assert error(case, name) <= 1
 
@@ -83,7 +87,10 @@ def test_every_kernel_has_its_part(shared_sums):
     assert max(tile.splits for tile in chosen) > 2
 
 
-def test_the_whole_net_swapped():
+def test_a_narrow_net_swapped(monkeypatch):
+    """All nineteen layers together: a quarter of the width up to the last convolution."""
+    *plan, last, pool = cfgs["E"]
+    monkeypatch.setitem(cfgs, "E", [one if one == "M" else one // 4 for one in plan] + [last, pool])
     torch.manual_seed(0)
     net = Vgg(depth=19, classes=7, size=32).eval()
     images = torch.randn(1, 3, 32, 32)

@@ -107,10 +107,9 @@ def test_threads_take_turns():
         torch.testing.assert_close(answers[index], net()(batch))
 
 
-def exported(batch=None):
-    return export(
-        net(), (torch.randn(2, 3, 8, 8),), dynamic_shapes=({0: Dim("batch")},) if batch is None else None
-    )
+def exported(batch=None, **limits):
+    shapes = ({0: Dim("batch", **limits)},) if batch is None else None
+    return export(net(), (torch.randn(limits.get("min", 2), 3, 8, 8),), dynamic_shapes=shapes)
 
 
 def test_a_program_on_a_cpu_is_called_as_it_is():
@@ -121,6 +120,25 @@ def test_a_program_on_a_cpu_is_called_as_it_is():
         torch.testing.assert_close(answer, net()(batch))
         assert not answer.requires_grad
     assert run.execute is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "sizes"),
+    [
+        ({}, BATCHES),
+        ({"max": 12}, (1, 2, 4, 8, 12)),
+        ({"max": 16}, (1, 2, 4, 8, 16)),
+        ({"min": 3, "max": 40}, (3, 4, 8, 16, 32, 40)),
+        ({"min": 100, "max": 200}, (100,)),
+    ],
+)
+def test_a_program_is_given_no_batch_that_it_was_not_exported_for(limits, sizes):
+    run = Runner(exported(**limits))
+    assert run.batches == sizes
+    run.execute = Padded(run.module)
+    for images in (1, 9, 33):
+        batch = torch.randn(images, 3, 8, 8)
+        torch.testing.assert_close(run(batch), net()(batch))
 
 
 def test_a_module_is_put_into_evaluation():

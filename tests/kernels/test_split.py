@@ -216,15 +216,6 @@ def test_what_a_tf32_layer_with_relu_stores_is_tf32(case):
         assert torch.equal(output, round_to_tf32(output)) == relu
 
 
-def test_images_that_are_not_channels_last(case):
-    layer, tile = Layer(4, 4, 16, 16), a_tile()
-    one = case(layer, 2, "float16")
-    output = split.launch(
-        one.input.contiguous(), pack(one.weight, "float16"), one.bias, layer, tile, "float16"
-    )
-    assert torch.equal(output, launched(one, tile))
-
-
 PRINT_ASSEMBLY = """
 import triton
 from kernels import compilation, split
@@ -273,4 +264,3 @@ def test_what_it_refuses():
     split.refuse(many, a_tile(splits=1), 128, "float16")
     sums = f"{2**32} partial sums (less than {LARGEST_TENSOR}: fewer splits or images)"
     assert sums in refusal(many, a_tile(splits=16), 128)
-    assert "padding 3" in refusal(Layer(8, 8, 16, 16, padding=3), a_tile())

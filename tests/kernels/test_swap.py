@@ -12,6 +12,7 @@ import torchvision
 from swapping import check, exported, folded, randomised
 from torch import nn
 from torchvision.models.resnet import Bottleneck, ResNet
+from torchvision.models.vgg import cfgs
 
 from fer_lab.models.vgg import Vgg
 from kernels import swap
@@ -19,9 +20,17 @@ from kernels import swap
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    """VGGs of a quarter of their width, up to the last convolution: test_parity has the whole one."""
+    for letter in "DE":
+        *plan, last, pool = cfgs[letter]
+        monkeypatch.setitem(cfgs, letter, [one if one == "M" else one // 4 for one in plan] + [last, pool])
+
+
 @pytest.mark.parametrize(
     ("depth", "batch_norm", "precision"),
-    [(16, False, "float16"), (16, True, "float32"), (19, False, "tf32"), (19, True, "bfloat16")],
+    [(16, True, "float32"), (19, False, "tf32"), (19, True, "bfloat16")],
 )
 def test_r0s_vgg(depth, batch_norm, precision):
     net = randomised(Vgg(depth=depth, classes=7, size=32, batch_norm=batch_norm))
@@ -40,8 +49,8 @@ def torchvision_vgg(name: str = "vgg16") -> nn.Module:
     return randomised(net.to_empty(device="cpu"))
 
 
-@pytest.mark.parametrize("size", [(48, 48), (75, 53)])
-def test_torchvisions_pooling_is_in_the_weights(size):
+def test_torchvisions_pooling_is_in_the_weights():
+    size = (75, 53)
     report = check(torchvision_vgg(), (3, *size), batches=(1,))
     assert not report.kept and len(report.swapped) == 16
     dense = report.swapped[13].layer
@@ -67,20 +76,19 @@ def test_pooling_to_more_pixels_is_in_the_weights(size, output):
     assert report.swapped[1].layer.channels == 16 * size[0] * size[1]
 
 
-@pytest.mark.parametrize("precision", ["float16", "float32"])
-def test_resnet18_is_swapped_whole(precision):
+def test_resnet18_is_swapped_whole():
     net = randomised(torchvision.models.resnet18(num_classes=7))
-    report = check(net, (3, 40, 33), precision, batches=(2,))
+    report = check(net, (3, 40, 33), "float16", batches=(2,))
     assert len(report.swapped) == 21 and not report.kept
     assert all("batch_norm" in names for names in folded(report)[:-1])
     assert sum("relu" in names for names in folded(report)) == 9  # the others come after a sum
     assert report.others["add"] == 8 and report.others["relu"] == 8 and report.others["max_pool2d"] == 1
     # numbers stay in the kernels' type from the stem, which takes any, to the logits
-    assert report.others.get("_to_copy", 0) == (1 if precision == "float16" else 0)
+    assert report.others["_to_copy"] == 1
 
 
 def test_resnet50s_blocks_at_an_odd_size():
-    net = ResNet(Bottleneck, [1, 1, 1, 1], num_classes=7)
+    net = ResNet(Bottleneck, [1, 1, 1, 1], num_classes=7, width_per_group=16)
     report = check(randomised(net), (3, 75, 53), batches=(1,))
     assert len(report.swapped) == 1 + 4 * 4 + 1 and not report.kept
 
@@ -103,7 +111,8 @@ print("equal")
 
 
 def test_saved_and_loaded_in_another_process(tmp_path):
-    net = randomised(Vgg(depth=19, classes=7, size=32, batch_norm=True))
+    body = [nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+    net = randomised(nn.Sequential(*body, nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(64 * 169, 64)))
     program = exported(net)
     swapped, _ = swap(program, "float16")
     images = torch.randn(5, 3, 32, 32)

@@ -10,7 +10,7 @@ import warnings
 import pytest
 import torch
 
-from kernels import tiles, tune
+from kernels import problem, roofline, runner, tickets, tiles, tune, twin
 from kernels.geometry import PRECISIONS, Layer
 from kernels.roofline import vgg19
 from kernels.tiles import AMD, CHIPS, HOPPER, Key, Tile
@@ -224,6 +224,12 @@ def test_a_reader_never_sees_half_a_file(tmp_path):
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 
 
+def test_what_is_tuned_is_chosen_by_at_once(tmp_path):
+    for tile in (BEST, OTHER):
+        keep(tmp_path, KEY, tune.Trial(tile, 1e-5))
+        assert tiles._tuned(tmp_path) == {KEY: tile}
+
+
 def test_nothing_was_measured_yet_or_it_is_readable():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -262,8 +268,10 @@ def test_an_interrupt_ends_the_tuning():
 
 def fake_seconds(launches) -> float:
     """In place of CUDA graphs and events: launches what would be timed."""
-    outputs = [launch() for launch in launches]
-    assert len({output.data_ptr() for output in outputs}) == len(launches) == tune.INPUTS
+    inputs, weights, _, outputs = zip(*((*launch.args[:3], launch()) for launch in launches), strict=True)
+    for tensors in (inputs, weights, outputs):
+        assert len({tensor.data_ptr() for tensor in tensors}) == len(launches) == problem.INPUTS
+    assert all(torch.equal(weight, weights[0]) for weight in weights)
     return 1e-6
 
 
@@ -273,6 +281,91 @@ def test_a_tile_is_verified_before_it_is_timed(monkeypatch, layer, tile):
     measure = tune.measurer(layer, 1, "float16", torch.device("cpu"))
     assert measure(tile) == 1e-6
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("name", ["conv3_1", "conv4_2", "fc1"])
+@pytest.mark.parametrize("batch", [1, 8, 64])
+def test_weights_have_left_the_cache_before_they_are_read_again(name, batch):
+    layer, cache = VGG[name], 50 << 20
+    weight = layer.filters * layer.taps * layer.channels * 2
+    inputs = problem.INPUTS * batch * layer.height * layer.width * layer.channels * 2
+    count = tune.weight_copies(weight, inputs, cache)
+    assert problem.INPUTS <= count <= tune.MOST_WEIGHTS
+    assert (count - 1) * weight + inputs >= cache or (count == tune.MOST_WEIGHTS and weight < 1 << 20)
+    assert count == problem.INPUTS or (count - 2) * weight + inputs < cache
+
+
+def test_a_graph_that_is_timed_has_tickets_in_store_and_all_launches_in_turn(monkeypatch):
+    """Without a GPU: graphs and events that do nothing, tickets on the CPU."""
+    store, drawn = tickets.TicketStore(torch.device("cpu")), []
+
+    class Nothing:
+        def __init__(self, *_, **__): ...
+        def __enter__(self): ...
+        def __exit__(self, *_): ...
+        def record(self): ...
+
+        replay = synchronize = record
+
+        def elapsed_time(self, _):
+            return 60.0
+
+    for name in ("CUDAGraph", "graph", "Event"):
+        monkeypatch.setattr(torch.cuda, name, Nothing)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: drawn.clear())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(tune, "TicketStore", lambda device: store)
+    memory = store._free.untyped_storage().data_ptr()
+
+    def draw(number):
+        mine = tickets.draw(1, torch.device("cpu"))
+        drawn.append((number, mine.untyped_storage().data_ptr() == memory))
+
+    launches = [lambda number=number: draw(number) for number in range(20)]
+    assert tune.seconds(launches) == pytest.approx(60e-3 / 20)
+    assert drawn == [(number, True) for number in range(20)]
+    assert tune.seconds(launches[:3]) == pytest.approx(60e-3 / 18)  # six turns
+
+
+def test_the_twin_multiplies_all_bits_with_cudnn_in_use_whatever_is_allowed(monkeypatch):
+    seen = []
+
+    def settings():
+        cudnn = torch.backends.cudnn
+        return cudnn.enabled, cudnn.allow_tf32, torch.get_float32_matmul_precision()
+
+    def convolution(*arguments):
+        seen.append(settings())
+        return arguments[0]
+
+    monkeypatch.setattr(twin, "convolution", convolution)
+    before = settings()
+    torch.set_float32_matmul_precision("high")
+    try:
+        problem.problem(SMALL, 1, "float32", torch.device("cpu"))
+        assert settings() == (*before[:2], "high")
+    finally:
+        torch.set_float32_matmul_precision(before[2])
+    assert seen == [(True, False, "highest")]
+
+
+def test_by_default_all_is_tuned_that_is_timed_or_captured(monkeypatch, tmp_path, capsys):
+    from kernels import bench
+
+    machine = "GPU", "3.7.1", "2.13.0"
+    asked = []
+    for name, value in {"is_available": True, "current_device": 0, "get_device_name": machine[0]}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(tiles, "versions", lambda: machine[1:])
+    monkeypatch.setattr(tune, "tune_all", lambda keys, device, folder: asked.extend(keys))
+    assert tune.main(["--output", str(tmp_path)]) == 0
+    for size in bench.GPU_CELLS["sizes"]:
+        for layer in roofline.vgg19(size).values():
+            for precision in bench.GPU_CELLS["precisions"]:
+                for batch in {*bench.GPU_CELLS["batches"], *runner.BATCHES}:
+                    assert Key(*machine, precision, batch, layer) in asked
+    assert len(set(asked)) == len(asked)
+    assert capsys.readouterr().out == f"GPU: {len(asked)} of {len(asked)} to measure\n"
 
 
 def test_a_wrong_result_is_not_timed(monkeypatch):
