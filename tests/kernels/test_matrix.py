@@ -14,7 +14,7 @@ import pytest
 
 from kernels import compilation, matrix, tiles
 from kernels.compilation import Compiled, Instruction
-from kernels.geometry import Layer
+from kernels.geometry import PRECISIONS, Layer
 from kernels.tiles import Tile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,16 +35,16 @@ def compile_matrix(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory) -> list[dict[str, Any]]:
-    """What became of all classes of layers in float16, on all targets, and of Hopper's own kernels."""
+    """What became of all classes of layers in all precisions, on all targets, and of Hopper's own kernels."""
     path = tmp_path_factory.mktemp("matrix") / "matrix.json"
-    result = compile_matrix("--only", "float16", "--jobs", "1", "--json", str(path))
+    result = compile_matrix("--jobs", "1", "--json", str(path))
     assert result.returncode == 0, result.stdout + result.stderr
     return json.loads(path.read_text())["cases"]
 
 
 def test_every_class_of_layers_compiles_for_every_target(compiled):
-    assert {(case["name"], case["target"]) for case in compiled} == set(
-        product(matrix.CLASSES, matrix.TARGETS)
+    assert {(case["name"], case["precision"], case["target"]) for case in compiled} == set(
+        product(matrix.CLASSES, PRECISIONS, matrix.TARGETS)
     )
     for case in compiled:
         assert case["spills"] == 0
@@ -53,7 +53,11 @@ def test_every_class_of_layers_compiles_for_every_target(compiled):
 
 
 def test_every_kernel_multiplies_matrices_in_its_loop(compiled):
-    conv3_2 = {(case["target"], case["tile"]["kind"]): case for case in compiled if case["name"] == "conv3_2"}
+    conv3_2 = {
+        (case["target"], case["tile"]["kind"]): case
+        for case in compiled
+        if (case["name"], case["precision"]) == ("conv3_2", "float16")
+    }
     assert {key: case["matrix"] for key, case in conv3_2.items()} == {
         ("sm_80", "implicit"): "mma.sync",
         ("sm_90", "implicit"): "wgmma",
@@ -70,7 +74,7 @@ def test_the_model_of_shared_memory_is_the_compilers(compiled):
     for case in compiled:
         tile, capability = Tile(**case["tile"]), matrix.CAPABILITIES[case["target"]]
         modelled = tiles.shared_bytes(tile, "float16", capability)
-        if tile.kind in ("implicit", "split"):
+        if tile.kind in ("implicit", "split") and case["precision"] == "float16":
             loop = tile.stages if case["target"] == "sm_90" else tile.stages - 1
             assert loop * tiles.step_bytes(tile, "float16") <= case["shared"] <= modelled + 64, case
 
@@ -83,12 +87,6 @@ def test_a_tile_that_is_too_large_is_a_fault():
     assert all(fault.startswith("conv3_2, float16, sm_80, implicit 128x256x64 w4 s6: ") for fault in faults)
     assert any("bytes of shared memory, of 166912" in fault for fault in faults)
     assert any("instructions spill registers" in fault for fault in faults)
-
-
-@pytest.mark.long
-def test_the_whole_matrix_compiles_without_a_fault():
-    result = compile_matrix()
-    assert result.returncode == 0, result.stdout + result.stderr
 
 
 CASE = matrix.Case("conv3_2", Layer(56, 56, 256, 256), "float16", "sm_90", Tile("implicit", 128, 128, 64, 8))

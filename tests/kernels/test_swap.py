@@ -104,8 +104,9 @@ else:
 import kernels
 program = torch.export.load(sys.argv[1])
 images, answers = torch.load(sys.argv[2])
-for batch, answer in answers.items():
-    assert torch.equal(program.module()(images[:batch]), answer), batch
+for batch, answer in answers.items():  # another number of threads adds in another order: the last bit may differ
+    allowed = 2e-3 * float(answer.abs().max())
+    torch.testing.assert_close(program.module()(images[:batch]), answer, rtol=0, atol=allowed)
 print("equal")
 """
 
