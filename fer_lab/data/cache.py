@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from fer_lab.data import decoding
-from fer_lab.data.faces import DataError, Index, Item, Source, digest
+from fer_lab.data.faces import DataError, Index, Item, Source, columns, digest
 from fer_lab.data.images import DECODER_VERSION
 
 CACHE_VERSION = 1
@@ -198,6 +198,8 @@ def _opened(place: Path) -> Cache:
         subjects=tuple(facts["subjects"]),
         usages=tuple(facts["usages"]),
         digest=facts["digest"],
+        votes=columns(facts.get("votes") or [None], len(facts["classes"])),
+        affect=columns(facts.get("affect") or [None], 2),
     )
     if len(images) != len(index):
         raise ValueError(f"{place} holds {len(images)} images of {len(index)} items")
@@ -244,7 +246,9 @@ def _pieces(rows: int, images: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
 
 
 def _digest(index: Index, path: Path) -> str:
-    total = hashlib.sha256(json.dumps([index.classes, index.names, index.labels.tolist()]).encode())
+    facts: list[object] = [index.classes, index.names, index.labels.tolist()]
+    facts += [one for one in (listed(index.votes), listed(index.affect)) if one is not None]
+    total = hashlib.sha256(json.dumps(facts).encode())
     images = np.load(path, mmap_mode="r")
     for start, stop in _pieces(len(images), images):
         total.update(images[start:stop].tobytes())
@@ -261,8 +265,17 @@ def _write_index(path: Path, index: Index, content: str, skipped: Sequence[tuple
         "labels": index.labels.tolist(),
         "subjects": index.subjects,
         "usages": index.usages,
+        "votes": listed(index.votes),
+        "affect": listed(index.affect),
     }
     _write_json(path, facts)
+
+
+def listed(values: NDArray[np.float32] | None) -> list[list[float] | None] | None:
+    """Rows as JSON has them: an undefined one is null."""
+    if values is None:
+        return None
+    return [None if np.isnan(row).any() else [float(number) for number in row] for row in values]
 
 
 def _write_json(path: Path, content: object) -> None:

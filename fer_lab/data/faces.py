@@ -55,13 +55,18 @@ class Item:
     """One labelled picture of a data set, before any pixel is read.
 
     `name` is unique in its data set (the path below the root, or `fer2013.csv:17`), `label` an index
-    into the set's `classes`, `usage` one of USAGES where the data set has an official split.
+    into the set's `classes`, `usage` one of USAGES where the data set has an official split. Where the data set says
+    so: `votes`, the share of its judges that chose each class (they sum to 1); `affect`, valence and arousal in -1..1;
+    `box`, the face as left, top, width and height in pixels of the picture.
     """
 
     name: str
     label: int
     subject: str | None = None
     usage: str | None = None
+    votes: tuple[float, ...] | None = None
+    affect: tuple[float, float] | None = None
+    box: tuple[int, int, int, int] | None = None
 
 
 class Source(Protocol):
@@ -89,7 +94,11 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Index:
-    """The usable items of a data set as columns, aligned with the rows of the image cache."""
+    """The usable items of a data set as columns, aligned with the rows of the image cache.
+
+    `votes` (N, K) are shares of the judges, `affect` (N, 2) valence and arousal in -1..1, nan where undefined; None
+    where the data set has none.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -98,6 +107,8 @@ class Index:
     subjects: tuple[str | None, ...] = ()
     usages: tuple[str | None, ...] = ()
     digest: str = field(default="", compare=False)
+    votes: NDArray[np.float32] | None = field(default=None, compare=False)
+    affect: NDArray[np.float32] | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, name: str, classes: Sequence[str], items: Sequence[Item], digest: str = "") -> Index:
@@ -109,6 +120,8 @@ class Index:
             subjects=tuple(item.subject for item in items),
             usages=tuple(item.usage for item in items),
             digest=digest,
+            votes=columns([item.votes for item in items], width=len(classes)),
+            affect=columns([item.affect for item in items], width=2),
         )
 
     def __len__(self) -> int:
@@ -131,6 +144,8 @@ class Index:
             tuple(self.subjects[row] for row in rows),
             tuple(self.usages[row] for row in rows),
             self.digest,
+            None if self.votes is None else self.votes[rows],
+            None if self.affect is None else self.affect[rows],
         )
 
     def counts(self) -> dict[str, int]:
@@ -138,8 +153,15 @@ class Index:
         return {name: int((self.labels == label).sum()) for label, name in enumerate(self.classes)}
 
 
+def columns(values: Sequence[Sequence[float] | None], width: int) -> NDArray[np.float32] | None:
+    """(N, width) with nan where an item has none; None where no item has any."""
+    if all(value is None for value in values):
+        return None
+    return np.array([[np.nan] * width if value is None else value for value in values], dtype=np.float32)
+
+
 class Faces(NamedTuple):
-    """A batch. `labels` are class indices (B,) or, after mixup, probabilities (B, K)."""
+    """A batch. `labels` are class indices (B,) or, of several judges or after mixup, probabilities (B, K)."""
 
     images: (
         Tensor  # (B, C, H, W) uint8 as cached; float in 0..1 once prepared; (V, B, C, H, W) test-time views
@@ -147,6 +169,7 @@ class Faces(NamedTuple):
     labels: Tensor
     positions: Tensor  # (B,) rows of the cache
     features: Tensor | None = None  # (B, …) a frozen backbone's output, in place of images
+    affect: Tensor | None = None  # (B, 2) valence and arousal in -1..1, nan where undefined
 
 
 def digest(*parts: str | bytes) -> str:
