@@ -224,9 +224,8 @@ def descriptor_block(tile: Tile) -> list[int]:
     return [tile.filters, tile.channels]
 
 
-def constants(layer: Layer, tile: Tile, precision: Precision) -> dict[str, Any]:
-    """Every constant of the kernel by its name."""
-    accurate = precision == "float32"
+def layer_constants(layer: Layer, precision: Precision) -> dict[str, Any]:
+    """Those of a layer's constants that every portable kernel takes."""
     return {
         "HEIGHT": layer.height,
         "WIDTH": layer.width,
@@ -240,10 +239,18 @@ def constants(layer: Layer, tile: Tile, precision: Precision) -> dict[str, Any]:
         "RELU": layer.relu,
         "POOL": layer.pool,
         "ROUND": precision == "tf32" and layer.relu,
-        "SEGMENTS": 3 if accurate else 1,
-        "PARTS": 2 if accurate else 1,
         "INPUT_PRECISION": "tf32" if precision in ("tf32", "float32") else "ieee",
         "UPCAST": interpreting(),  # the interpreter multiplies the bits of bfloat16 numbers as if they were integers
+    }
+
+
+def constants(layer: Layer, tile: Tile, precision: Precision) -> dict[str, Any]:
+    """Every constant of the kernel by its name."""
+    accurate = precision == "float32"
+    return {
+        **layer_constants(layer, precision),
+        "SEGMENTS": 3 if accurate else 1,
+        "PARTS": 2 if accurate else 1,
         "BLOCK_PIXELS": tile.pixels,
         "BLOCK_FILTERS": tile.filters,
         "BLOCK_CHANNELS": fitted(layer, tile).channels,

@@ -24,10 +24,10 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.geometry import CHANNEL_STEP, LARGEST_TENSOR, Layer, Precision, Unsupported
-from kernels.implicit import descriptor_block, fitted
+from kernels.implicit import descriptor_block, fitted, layer_constants
 from kernels.splitting import round_tf32, split_input
 from kernels.tickets import draw
-from kernels.tiles import Tile, interpreting
+from kernels.tiles import Tile
 from kernels.twin import allocate
 
 
@@ -274,25 +274,12 @@ KERNEL = split_convolution
 def constants(layer: Layer, tile: Tile, precision: Precision) -> dict[str, Any]:
     """Every constant of the kernel by its name."""
     return {
-        "HEIGHT": layer.height,
-        "WIDTH": layer.width,
-        "CHANNELS": layer.channels,
-        "FILTERS": layer.filters,
-        "KERNEL_SIDE": layer.kernel,
-        "STRIDE": layer.stride,
-        "PADDING": layer.padding,
-        "ROWS": layer.rows,
-        "COLUMNS": layer.columns,
-        "RELU": layer.relu,
-        "POOL": layer.pool,
-        "ROUND": precision == "tf32" and layer.relu,
+        **layer_constants(layer, precision),
         "SEGMENTS": 3 if precision == "float32" else 1,
         "BLOCK_FILTERS": tile.filters,
         "BLOCK_PIXELS": tile.pixels,
         "BLOCK_CHANNELS": fitted(layer, tile).channels,
         "SPLITS": tile.splits,
-        "INPUT_PRECISION": "tf32" if precision in ("tf32", "float32") else "ieee",
-        "UPCAST": interpreting(),  # the interpreter multiplies the bits of bfloat16 numbers as if they were integers
     }
 
 

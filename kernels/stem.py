@@ -14,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.geometry import CHANNEL_STEP, LARGEST_TENSOR, Layer, Precision, item_size
-from kernels.implicit import GROUP, finish, grid, locate, place, store
+from kernels.implicit import GROUP, finish, grid, layer_constants, locate, place, store
 from kernels.splitting import round_tf32
-from kernels.tiles import STEM_TERMS, Tile, interpreting
+from kernels.tiles import STEM_TERMS, Tile
 from kernels.twin import allocate
 
 __all__ = ["KERNEL", "constants", "grid", "launch"]
@@ -132,21 +132,8 @@ def constants(layer: Layer, tile: Tile, precision: Precision) -> dict[str, Any]:
     terms = used + -used % CHANNEL_STEP
     block = min(BLOCK_BYTES // item_size(precision), triton.next_power_of_2(terms))
     return {
-        "HEIGHT": layer.height,
-        "WIDTH": layer.width,
-        "CHANNELS": layer.channels,
-        "FILTERS": layer.filters,
-        "ROWS": layer.rows,
-        "COLUMNS": layer.columns,
-        "KERNEL_SIDE": layer.kernel,
-        "STRIDE": layer.stride,
-        "PADDING": layer.padding,
-        "RELU": layer.relu,
-        "POOL": layer.pool,
-        "ROUND": precision == "tf32" and layer.relu,
+        **layer_constants(layer, precision),
         "ACCURATE": precision == "float32",
-        "INPUT_PRECISION": "tf32" if precision in ("tf32", "float32") else "ieee",
-        "UPCAST": interpreting(),  # as in implicit
         "TERMS": terms,
         "BLOCK_PIXELS": tile.pixels,
         "BLOCK_FILTERS": tile.filters,

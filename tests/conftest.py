@@ -8,18 +8,41 @@ import os
 # What compiles them runs in another process, without this (`command` and tests/kernels do).
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
+from tests.preloaded import Preloaded
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session")
+def preloaded(tmp_path_factory) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """subprocess.run for a command of ours, without its imports of other people's packages."""
+    runner = Preloaded(tmp_path_factory.mktemp("preloaded"))
+    yield runner.run
+    runner.process.terminate()
+    runner.process.communicate()
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """An MLflow database as its first run makes it: seconds of migrations, copied where a test starts a store."""
+    from fer_lab.tracking.store import connect
+
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    connect(f"sqlite:///{path}", "fer_lab")
+    return path
+
+
 @pytest.fixture
-def command(tmp_path: Path):
+def command(tmp_path: Path, preloaded, empty_store):
     """Runs `python -m fer_lab.<entry> …` with its runs, caches and tracking store below tmp_path."""
 
     def run(entry: str, *arguments: str, store: bool = True, wait: bool = True, **environment: str):
@@ -28,6 +51,8 @@ def command(tmp_path: Path):
             f"cache_dir={tmp_path}/cache",
             f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
         ]
+        if store and not (tmp_path / "mlflow.db").exists():
+            shutil.copy(empty_store, tmp_path / "mlflow.db")
         line = [sys.executable, "-m", f"fer_lab.{entry}", *(places if store else []), *arguments]
         inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         settings = {**inherited, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
@@ -35,9 +60,7 @@ def command(tmp_path: Path):
             return subprocess.Popen(
                 line, cwd=ROOT, env=settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
-        return subprocess.run(
-            line, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=300, check=False
-        )
+        return preloaded(line, cwd=ROOT, env=settings)
 
     return run
 

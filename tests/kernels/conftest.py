@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 
 if "triton" not in sys.modules:
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, max_pool2d
 
+from kernels.benchmark import nets
 from kernels.geometry import Layer
 from kernels.packing import TYPES, round_to_tf32
 
@@ -26,6 +28,21 @@ def interpreted():
     import triton
 
     assert triton.knobs.runtime.interpret, "Triton was imported without TRITON_INTERPRET=1"
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Test files run side by side; threads that wait for each other take longer than one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def net() -> nets.Vgg19:
+    """Seeded, at a side of 32 and a quarter of the width."""
+    return nets.seeded(32, divisor=4)
 
 
 class Case:

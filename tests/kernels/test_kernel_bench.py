@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -19,21 +18,8 @@ from kernels.benchmark.contest import OURS, Plan, hold
 from kernels.geometry import Unsupported
 from kernels.roofline import H100
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = Plan(rounds=2, samples=2, seconds=0.2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Test files run side by side; threads that wait for each other take longer than one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def net() -> nets.Vgg19:
-    return nets.seeded(32, divisor=4)
 
 
 def test_the_seeded_net_is_vgg19_and_tells_images_apart(net):

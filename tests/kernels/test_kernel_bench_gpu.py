@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,21 +17,8 @@ from kernels.benchmark.contest import OURS, Plan
 from kernels.geometry import Layer
 from kernels.roofline import H100
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 QUICK = Plan(rounds=2, samples=2, seconds=0.2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Test files run side by side; threads that wait for each other take longer than one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def net() -> nets.Vgg19:
-    return nets.seeded(32, divisor=4)
 
 
 def those(*words: str):
