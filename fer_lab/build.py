@@ -13,18 +13,20 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fer_lab.cli import UsageError
-from fer_lab.data.faces import digest
+from fer_lab.data.faces import USAGES, digest
+from fer_lab.ranks import local_rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from fer_lab.data.cache import Cache
     from fer_lab.data.datamodule import FaceData
     from fer_lab.data.splits import Split
-    from fer_lab.learning.module import FerModule
+    from fer_lab.learning.module import FerModule, Scores
+    from fer_lab.learning.tasks import Task
 
 ALLOWED = (
     "fer_lab.data.",
@@ -34,6 +36,8 @@ ALLOWED = (
     "pytorch_lightning.trainer.",
 )
 """Modules whose classes (and schedules) a config may name; one read back from a run cannot reach further."""
+
+WITH_AFFECT = "data=synthetic, data=affectnet and data=affectnet_old have them"
 
 WITHOUT_EFFECT = (
     "name",
@@ -51,6 +55,11 @@ WITHOUT_EFFECT = (
 
 def instantiate(config: Any, **given: Any) -> Any:
     """hydra's instantiate, for targets that are defined in ALLOWED modules."""
+    refuse_strangers(config)
+    return hydra.utils.instantiate(config, _convert_="all", **given)
+
+
+def refuse_strangers(config: Any) -> None:
     for target in targets(config):
         try:
             defined = getattr(get_object(target), "__module__", "")
@@ -62,7 +71,6 @@ def instantiate(config: Any, **given: Any) -> Any:
             raise UsageError(
                 f"_target_: {target} is not part of fer_lab; a config may name classes of {', '.join(ALLOWED)}"
             )
-    return hydra.utils.instantiate(config, _convert_="all", **given)
 
 
 def targets(config: Any) -> Iterator[str]:
@@ -96,8 +104,8 @@ class Loaded(NamedTuple):
 
 def load_data(cfg: DictConfig) -> Loaded:
     """The files are looked at once in a process: trials of a sweep share what they found."""
-    names = ("data.source", "data.size", "data.channels", "data.bad", "data.limit", "split")
-    sections = [OmegaConf.select(cfg, name) for name in names]
+    names = ("source", "size", "channels", "bad", "crop", "margin", "limit", "exclude")
+    sections = [OmegaConf.select(cfg, name) for name in (*(f"data.{name}" for name in names), "split")]
     sections = [
         OmegaConf.to_container(one, resolve=True) if OmegaConf.is_config(one) else one for one in sections
     ]
@@ -111,44 +119,103 @@ _loaded: dict[str, Loaded] = {}
 
 
 def load_data_anew(cfg: DictConfig) -> Loaded:
+    from fer_lab.clean import without_leaks
     from fer_lab.data.cache import open_cache
-    from fer_lab.data.faces import USAGES
     from fer_lab.data.splits import split_within
 
     source = instantiate(cfg.data.source)
-    cache = open_cache(source, cfg.data.size, cfg.data.channels, Path(cfg.cache_dir), cfg.data.bad)
+    data = cfg.data
+    cache = open_cache(
+        source,
+        data.size,
+        data.channels,
+        Path(cfg.cache_dir),
+        data.bad,
+        crop=data.get("crop", "none"),
+        margin=data.get("margin", 0.0),
+    )
     index = cache.index
     split = split_within(instantiate(cfg.split), index, cfg.data.limit)
+    split = without_leaks(cfg, index, split)
     subsets = {usage: index.subset(rows) for usage in USAGES if len(rows := getattr(split, usage))}
     parts = (Part(usage, digest(one.digest, *one.names), one.counts()) for usage, one in subsets.items())
     return Loaded(cache, split, split.digest(index), tuple(parts))
 
 
-def build_data(cfg: DictConfig) -> FaceData:
-    """The data, decoded and split; sets cfg.classes, class_count and size, which the rest of the config refers to."""
+def build_data(cfg: DictConfig, to_learn: bool = True) -> FaceData:
+    """The data, decoded and split; sets what the rest of the config refers to: cfg.classes, class_count, size and
+    output_count, the numbers that the net gives for a face. Raises UsageError where cfg.task is `to_learn` what
+    these faces do not say."""
     refuse_wrong_sizes(cfg)
     loaded = load_data(cfg)
-    classes = list(loaded.cache.index.classes)
-    size = cfg.augment.get("crop") or cfg.data.size
-    for key, value in {"classes": classes, "class_count": len(classes), "size": size}.items():
-        OmegaConf.update(cfg, key, value, force_add=True)
 
     from fer_lab.data.datamodule import FaceData  # Lightning: only now, when nothing is wrong with the data
 
+    task = task_of(cfg)
+    if to_learn:
+        refuse_without_affect(task, loaded)
+    classes = list(loaded.cache.index.classes)
+    known = {
+        "classes": classes,
+        "class_count": len(classes),
+        "output_count": task.outputs(len(classes)),
+        "size": cfg.augment.get("crop") or cfg.data.size,
+    }
+    for key, value in known.items():
+        OmegaConf.update(cfg, key, value, force_add=True)
     balance = instantiate(cfg.balance)
     return FaceData(
-        loaded.cache, loaded.split, instantiate(cfg.augment), cfg.data.batch_size, balance, cfg.seed
+        loaded.cache,
+        loaded.split,
+        instantiate(cfg.augment),
+        cfg.data.batch_size,
+        balance,
+        cfg.seed,
+        labels=cfg.data.get("labels", "majority"),
+        stream=streams(cfg, loaded.cache),
     )
+
+
+def streams(cfg: DictConfig, cache: Cache) -> bool:
+    """Whether an epoch goes through the images by parts: +data.stream=true|false, else where they are larger than half
+    of the memory. Kept in the config, since it changes the order of an epoch."""
+    from fer_lab.data.stream import is_too_large
+
+    wanted = cfg.data.get("stream")
+    if wanted is None and is_too_large(cache.images):
+        wanted = True
+        OmegaConf.update(cfg, "data.stream", True, force_add=True)
+    return bool(wanted)
+
+
+def task_of(cfg: DictConfig) -> type[Task]:
+    """The class of cfg.task, before the config of its settings can be resolved: they refer to the data's classes."""
+    refuse_strangers({"_target_": cfg.task._target_})
+    return get_object(cfg.task._target_)
+
+
+def refuse_without_affect(task: type[Task], loaded: Loaded) -> None:
+    import numpy as np
+
+    affect = loaded.cache.index.affect
+    for usage in USAGES:
+        rows = getattr(loaded.split, usage)
+        if task.needs_affect and len(rows) and (affect is None or np.isnan(affect[rows]).all()):
+            raise UsageError(
+                f"task {task.__name__} needs valence and arousal, which the {usage} faces of "
+                f"{loaded.cache.index.name} do not have; {WITH_AFFECT}; task=emotion needs none"
+            )
 
 
 def refuse_wrong_sizes(cfg: DictConfig) -> None:
     """What would fail only after hours, or deep in a library."""
-    from fer_lab.data.faces import TEST_VIEWS
+    from fer_lab.data.faces import LABELS, TEST_VIEWS
 
     rules = {
         "views": (cfg.views in TEST_VIEWS, ", ".join(TEST_VIEWS)),
         "data.size": (isinstance(cfg.data.size, int) and cfg.data.size >= 1, "a side in pixels"),
         "data.channels": (cfg.data.channels in (1, 3), "1 or 3"),
+        "data.labels": (cfg.data.get("labels", LABELS[0]) in LABELS, ", ".join(LABELS)),
         "data.limit": (
             cfg.data.limit is None or isinstance(cfg.data.limit, int),
             "a number of faces or null",
@@ -158,6 +225,15 @@ def refuse_wrong_sizes(cfg: DictConfig) -> None:
             "a decay in 0..1 or null",
         ),
         "patience": (cfg.patience is None or isinstance(cfg.patience, int), "a number of epochs or null"),
+        "layer_decay": (
+            isinstance(share := cfg.get("layer_decay", 1.0), int | float) and 0 < share <= 1,
+            "a share above 0, 1 for one rate",
+        ),
+        "unfreeze": (
+            (every := cfg.get("unfreeze")) is None or (isinstance(every, int) and every >= 1),
+            "a number of epochs >= 1 or null",
+        ),
+        "scale_lr": (cfg.get("scale_lr", "none") in ("none", "linear"), "none or linear"),
         "threads": (cfg.threads is None or isinstance(cfg.threads, int), "a number or null"),
     }
     wrong = [
@@ -173,8 +249,11 @@ def device_of(cfg: DictConfig) -> torch.device:
     """Where nets look at pictures outside the Trainer: the GPU that trainer.accelerator would take, or the CPU."""
     import torch
 
-    wanted = cfg.trainer.accelerator in ("auto", "gpu", "cuda")
-    return torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
+    if cfg.trainer.accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if cfg.trainer.devices in (1, "1"):
+        return torch.device("cuda")
+    return torch.device("cuda", local_rank() % torch.cuda.device_count())
 
 
 def make_net(cfg: DictConfig, weights: str | None) -> nn.Module:
@@ -201,8 +280,8 @@ def build_module(
     """The net with `weights` (imagenet, a path or none), frozen as asked, and how it learns."""
     import numpy as np
 
-    from fer_lab.evaluation.metrics import quick_metrics
     from fer_lab.learning.module import FerModule
+    from fer_lab.learning.rates import Rates
 
     net = make(cfg, weights)
     task = instantiate(cfg.task)
@@ -212,17 +291,36 @@ def build_module(
         task=task,
         preprocess=instantiate(cfg.model.preprocess),
         optimizer=instantiate(cfg.optimizer),
-        scores=quick_metrics,
+        scores=quick_scores(task),
         scheduler=instantiate(cfg.scheduler) if "_target_" in cfg.scheduler else None,
         ema=cfg.ema,
         seed=cfg.seed,
+        rates=Rates(cfg.get("layer_decay", 1.0), cfg.get("unfreeze"), cfg.get("scale_lr", "none")),
     )
+
+
+def quick_scores(task: Task) -> Scores:
+    """What a validation epoch is scored by: the figures of each thing that the task tells."""
+    from fer_lab.evaluation.affect import quick_affect_metrics
+    from fer_lab.evaluation.metrics import quick_metrics
+
+    def scores(outputs: Tensor, labels: Tensor, affect: Tensor | None) -> dict[str, float]:
+        logits, told = task.logits(outputs), task.affect(outputs)
+        found = {} if logits is None else quick_metrics(logits, labels)
+        return found if told is None or affect is None else found | quick_affect_metrics(told, affect)
+
+    return scores
 
 
 def starting_weights(cfg: DictConfig, uri: str) -> tuple[str | None, str]:
     """What model.weights means here: imagenet, a path or None; and a digest of it for the signature."""
     from fer_lab.tracking.find import find_run
 
+    if OmegaConf.is_missing(cfg.model, "weights"):
+        raise UsageError(
+            "model.weights must be named, as this net's convolutions stay as they come: runs:/ID of a trained run "
+            "(python -m fer_lab.train recipe=fer2013_small makes one), or the PATH of its best.pt"
+        )
     if cfg.model.weights is None or cfg.model.weights == "imagenet":
         return cfg.model.weights, str(cfg.model.weights)
     weights = str(cfg.model.weights)

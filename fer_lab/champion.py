@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fer_lab.learning.module import FerModule
 
 REQUIREMENTS = ("torch", "numpy")
-SHOWN = ("accuracy", "balanced_accuracy", "f1_macro")
+SHOWN = ("accuracy", "balanced_accuracy", "f1_macro", "ccc", "ccc_valence", "ccc_arousal")
 
 
 def crown(config: DictConfig, name: str) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def crown(config: DictConfig, name: str) -> dict[str, Any]:
 
 
 def predictor(module: FerModule, data: FaceData, views: str) -> nn.Module:
-    """Pixels (B, C, H, W) uint8 of the data's size to probabilities (B, K), test-time views and all, on the CPU."""
+    """Pixels (B, C, H, W) uint8 of the data's size to what the task tells (B, K | 2 | K + 2), test-time views and all, on the CPU."""
     import torch
     from torch import Tensor, nn
 
@@ -67,7 +67,7 @@ def predictor(module: FerModule, data: FaceData, views: str) -> nn.Module:
 
         def forward(self, images: Tensor) -> Tensor:
             shown = data.augment.test_views(images, views)  # (V, B, C, H, W)
-            found = [module.task.probabilities(self.net(self.preprocess(view))) for view in shown]
+            found = [module.task.predictions(self.net(self.preprocess(view))) for view in shown]
             return torch.stack(found).mean(0)
 
     return Predictor().eval()
@@ -80,5 +80,5 @@ def scores(folder: Path) -> dict[str, float]:
         path = folder / "figures" / f"{usage}.json"
         if path.exists():
             known = json.loads(path.read_text())["scores"]
-            found |= {f"{usage}/{metric}": known[metric] for metric in SHOWN}
+            found |= {f"{usage}/{metric}": known[metric] for metric in SHOWN if metric in known}
     return found

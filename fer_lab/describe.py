@@ -57,8 +57,11 @@ def write_data(record: RunRecord, cfg: DictConfig, data: FaceData) -> None:
     import torch
 
     from fer_lab.build import load_data
+    from fer_lab.clean import audit_of
 
     loaded = load_data(cfg)
+    if audit := audit_of(cfg, data.index):
+        record.tags({"fer.audit": audit.digest})
     record.tags(
         {
             "fer.signature": record.signature,
@@ -97,7 +100,8 @@ def write_faces(record: RunRecord, data: FaceData) -> None:
 def judge_once(cfg: DictConfig, data: FaceData, module: FerModule, record: RunRecord) -> list[Judgement]:
     """Validation and, this one time, test: scores and figures of the best weights into the run."""
     from fer_lab import figures
-    from fer_lab.evaluate import judge, write
+    from fer_lab.clean import clean_part, told
+    from fer_lab.evaluate import judge, write, write_scores
     from fer_lab.fit import best_weights, history, outcome_of
     from fer_lab.models.weights import read
 
@@ -112,18 +116,28 @@ def judge_once(cfg: DictConfig, data: FaceData, module: FerModule, record: RunRe
         judgement = judge(module, data, usage, cfg.views)
         for path in write(judgement, data, record.folder / "figures"):
             record.artifact(path)
-        final = {f"{usage}_{name}": value for name, value in judgement.scores.items()}
-        bounds = {
-            f"{usage}_{name}_{end}": value
-            for name, interval in judgement.intervals.items()
-            for end, value in interval._asdict().items()
-            if value == value  # nan: undefined
-        }
-        record.metrics({f"final/{name}": value for name, value in (final | bounds).items()}, step=epoch)
+        record.metrics(final_figures(judgement), step=epoch)
+        for clean in clean_part(cfg, judgement, data):
+            record.artifact(write_scores(clean, record.folder / "figures"))
+            count = {f"final/{clean.usage}_count": float(len(clean.rows))}
+            record.metrics(final_figures(clean) | count, step=epoch)
+            print(told(judgement, clean))
         judgements.append(judgement)
     record.artifact("best.pt")
     record.artifact("fit.json")
     return judgements
+
+
+def final_figures(judgement: Judgement) -> dict[str, float]:
+    """Scores and the bounds of their intervals, as the run logs them."""
+    bounds = {
+        f"{name}_{end}": value
+        for name, interval in judgement.intervals.items()
+        for end, value in interval._asdict().items()
+        if value == value  # nan: undefined
+    }
+    named = dict(judgement.scores) | bounds
+    return {f"final/{judgement.usage}_{name}": value for name, value in named.items()}
 
 
 def is_judged(record: RunRecord) -> bool:

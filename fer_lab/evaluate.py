@@ -1,15 +1,16 @@
-"""python -m fer_lab.evaluate run=ID [data=… split=… key=value]: a run's figures again, from the run alone."""
+"""python -m fer_lab.evaluate run=ID|[A,B,C] [data=… split=… key=value]: figures again, from the runs alone."""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -18,9 +19,11 @@ from fer_lab.cli import UsageError, main
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
     from fer_lab.data.datamodule import FaceData
+    from fer_lab.data.faces import Index
     from fer_lab.evaluation.uncertainty import Interval
     from fer_lab.learning.module import FerModule
 
@@ -35,12 +38,14 @@ HEADLINE = (
     "nll",
     "brier",
     "ece",
+    *(f"{name}{of}" for name in ("ccc", "pcc", "rmse", "sagr") for of in ("_valence", "_arousal")),
 )
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """How a net did on one part of a split; `probabilities` (N, K) averaged over the test-time views."""
+    """How a net did on one part of a split; `probabilities` (N, K) averaged over the test-time views, and so is
+    `affect` (N, 2), the valence and arousal it tells, if any. A net that tells no expressions has no `classes`."""
 
     usage: str
     classes: tuple[str, ...]
@@ -51,70 +56,134 @@ class Judgement:
     intervals: Mapping[str, Interval]
     per_class: Mapping[str, Mapping[str, float]]
     inference_ms: float  # one image alone, all views, median
+    affect: NDArray[np.float32] | None = None
 
 
 def judge(module: FerModule, data: FaceData, usage: str, views: str) -> Judgement:
     """Predicts the `usage` part (validation or test) once and takes every figure of it."""
+    rows = getattr(data.split, usage)
+    found = predict(module, data, rows, views)
+    milliseconds = inference_ms(module, data, rows[:16], views)
+    return judgement_of(usage, data.index, rows, found, milliseconds, module.task.classes)
+
+
+def predict(module: FerModule, data: FaceData, rows: NDArray[np.int64], views: str) -> NDArray[np.float32]:
+    """(N, K | 2 | K + 2) predictions of the judged net's task, averaged over the test-time views."""
+    import torch
+
+    module.eval()
+    batches = data.evaluation(rows, views, module.device)
+    return torch.cat([module.predictions(faces).cpu() for faces in batches]).numpy()
+
+
+def judgement_of(
+    usage: str,
+    index: Index,
+    rows: NDArray[np.int64],
+    predictions: NDArray[np.float32],
+    milliseconds: float,
+    classes: tuple[str, ...] | None = None,
+) -> Judgement:
+    """Every figure of predictions for the faces at `rows`, whichever nets made them. Raises UsageError where there is
+    none.
+
+    `predictions` (N, …) are probabilities of `classes` (None: all of the index; none for a net that tells no
+    expressions) and then, where there are two more columns, valence and arousal.
+    """
+    classes = index.classes if classes is None else classes
+    labels, found = index.labels[rows], predictions[:, : len(classes)]
+    affect = predictions[:, len(classes) :] if predictions.shape[1] > len(classes) else None
+    truth = None if index.affect is None else index.affect[rows]
+    people = [str(index.subjects[row]) for row in rows] if index.has_subjects else None
+    if people and len(set(people)) == 1:
+        people = None  # of one person only the pictures can be drawn again
+    told = expression_figures(labels, found, classes, people) if classes else Figures({}, {}, {})
+    if affect is not None and truth is not None:
+        felt = affect_figures(affect, truth, people)
+        told = Figures(told.scores | felt.scores, told.intervals | felt.intervals, told.per_class)
+    if not told.scores:
+        from fer_lab.build import WITH_AFFECT
+
+        raise UsageError(
+            f"this net tells valence and arousal, which {index.name} does not have; {WITH_AFFECT}"
+        )
+    return Judgement(usage, classes, rows, labels, found, *told, milliseconds, affect)
+
+
+class Figures(NamedTuple):
+    scores: dict[str, float]
+    intervals: dict[str, Interval]
+    per_class: dict[str, dict[str, float]]
+
+
+def expression_figures(
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    classes: tuple[str, ...],
+    people: list[str] | None,
+) -> Figures:
     import torch
 
     from fer_lab.evaluation.metrics import emotion_metrics, per_class
     from fer_lab.evaluation.uncertainty import bootstrap_confusion, bootstrap_probabilities
 
-    module.eval()
-    rows = getattr(data.split, usage)
-    found = torch.cat(
-        [module.probabilities(faces).cpu() for faces in data.evaluation(rows, views, module.device)]
+    found, targets = probabilities.astype("float64"), torch.from_numpy(labels)
+    logits = torch.from_numpy(found).clamp_min(1e-12).log()
+    return Figures(
+        emotion_metrics(logits, targets, classes),
+        bootstrap_confusion(labels, found.argmax(1), len(classes), groups=people)
+        | bootstrap_probabilities(labels, found, people),
+        per_class(logits, targets, classes),
     )
-    labels = torch.from_numpy(data.index.labels[rows])
-    logits, classes = found.double().clamp_min(1e-12).log(), data.index.classes
-    people = [str(data.index.subjects[row]) for row in rows] if data.index.has_subjects else None
-    if people and len(set(people)) == 1:
-        people = None  # of one person only the pictures can be drawn again
-    chosen = found.argmax(1).numpy()
-    return Judgement(
-        usage=usage,
-        classes=classes,
-        rows=rows,
-        labels=labels.numpy(),
-        probabilities=found.numpy(),
-        scores=emotion_metrics(logits, labels, classes),
-        intervals=bootstrap_confusion(labels.numpy(), chosen, len(classes), groups=people)
-        | bootstrap_probabilities(labels.numpy(), found.double().numpy(), people),
-        per_class=per_class(logits, labels, classes),
-        inference_ms=inference_ms(module, data, rows[:16], views),
-    )
+
+
+def affect_figures(
+    predicted: NDArray[np.float32], true: NDArray[np.float32], people: list[str] | None
+) -> Figures:
+    from fer_lab.evaluation.affect import affect_metrics, bootstrap_affect
+
+    return Figures(affect_metrics(predicted, true), bootstrap_affect(predicted, true, people), {})
 
 
 def inference_ms(module: FerModule, data: FaceData, rows: NDArray[np.int64], views: str) -> float:
-    """Median milliseconds from one cached picture to its probabilities; the first, cold ones are left out."""
+    """Median milliseconds from one cached picture to its predictions; the first, cold ones are left out."""
     times = []
     for row in range(len(rows)):
         start = time.perf_counter()
         for faces in data.evaluation(rows[row : row + 1], views, module.device, as_images=True):
-            module.probabilities(faces).cpu()
+            module.predictions(faces).cpu()
         times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times[len(times) // 4 :])
 
 
 def write(judgement: Judgement, data: FaceData, folder: Path) -> list[Path]:
     """The figures, scores and predictions of a judgement as files in `folder`; their paths."""
+    from fer_lab import figures
+    from fer_lab.evaluation.affect import circumplex
+
+    made = draw_expressions(judgement, data) if judgement.classes else {}
+    if judgement.affect is not None and data.index.affect is not None:
+        made["affect"] = circumplex(judgement.affect, data.index.affect[judgement.rows])
+    paths = [figures.save(figure, folder / f"{judgement.usage}_{name}.png") for name, figure in made.items()]
+    return [*paths, write_scores(judgement, folder), write_predictions(judgement, data, folder)]
+
+
+def draw_expressions(judgement: Judgement, data: FaceData) -> dict[str, Figure]:
     import torch
 
     from fer_lab import figures
     from fer_lab.evaluation.metrics import confusion
 
-    usage, classes, found = judgement.usage, judgement.classes, judgement.probabilities
-    labels, predicted = judgement.labels, found.argmax(1)
+    classes, found, labels = judgement.classes, judgement.probabilities, judgement.labels
+    predicted = found.argmax(1)
     counts = confusion(torch.from_numpy(found), torch.from_numpy(labels), classes)
     pictures = data.cache.images[judgement.rows]
-    made = {
+    return {
         "confusion_matrix": figures.confusion_matrix(counts, classes),
         "per_class": figures.per_class(judgement.per_class),
         "calibration": figures.reliability(found.max(1), predicted == labels),
         "mistakes": figures.mistakes(pictures, labels, predicted, found, classes, judgement.inference_ms),
     }
-    paths = [figures.save(figure, folder / f"{usage}_{name}.png") for name, figure in made.items()]
-    return [*paths, write_scores(judgement, folder), write_predictions(judgement, data, folder)]
 
 
 def write_scores(judgement: Judgement, folder: Path) -> Path:
@@ -131,17 +200,29 @@ def write_scores(judgement: Judgement, folder: Path) -> Path:
 
 
 def write_predictions(judgement: Judgement, data: FaceData, folder: Path) -> Path:
-    """One row per picture: name, true and predicted expression, and a probability of each."""
+    """One row per picture: name, true and predicted expression, a probability of each, valence and arousal."""
     path = folder / f"{judgement.usage}_predictions.csv"
     with path.open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["name", "label", "predicted", *(f"p_{name}" for name in judgement.classes)])
-        for row, label, found in zip(judgement.rows, judgement.labels, judgement.probabilities, strict=True):
-            name, classes = data.index.names[row], judgement.classes
-            table.writerow(
-                [name, classes[label], classes[found.argmax()], *(f"{value:.6f}" for value in found)]
-            )
+        csv.writer(file).writerows(prediction_rows(judgement, data.index))
     return path
+
+
+def prediction_rows(judgement: Judgement, index: Index) -> Iterator[list[str]]:
+    """The head, and then a row for each picture; what a net does not tell has no columns."""
+    classes, felt = judgement.classes, judgement.affect is not None
+    yield [
+        *("name", "label"),
+        *(["predicted", *(f"p_{name}" for name in classes)] if classes else []),
+        *(("valence", "arousal", "true_valence", "true_arousal") if felt else ()),
+    ]
+    for place, (row, label) in enumerate(zip(judgement.rows, judgement.labels, strict=True)):
+        found = judgement.probabilities[place]
+        values = [*found]
+        if judgement.affect is not None:
+            truth = (math.nan, math.nan) if index.affect is None else index.affect[row]
+            values += [*judgement.affect[place], *truth]
+        predicted = [classes[found.argmax()]] if classes else []
+        yield [index.names[row], index.classes[label], *predicted, *(f"{value:.6f}" for value in values)]
 
 
 def show(judgements: list[Judgement], title: str) -> None:
@@ -154,13 +235,26 @@ def show(judgements: list[Judgement], title: str) -> None:
     for one in judgements:
         table.add_column(f"{one.usage} ({len(one.rows):,} faces)", justify="right")
     for name in HEADLINE:
+        if not any(name in one.scores for one in judgements):
+            continue
         cells = []
         for one in judgements:
             interval = one.intervals.get(name)
             bounds = f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else ""
-            cells.append(f"{one.scores[name]:.4f}{bounds}")
+            cells.append(f"{one.scores.get(name, math.nan):.4f}{bounds}")
         table.add_row(name, *cells)
     Console().print(table)
+
+
+def named(wanted: DictConfig) -> list[str]:
+    """What the command line names in place of a run's own."""
+    groups = [
+        f"{group}.{key}"
+        for group in ("data", "split")
+        for key, value in wanted[group].items()
+        if value is not None
+    ]
+    return groups + (["views"] if wanted.views is not None else [])
 
 
 def overridden(saved: DictConfig, wanted: DictConfig) -> DictConfig:
@@ -186,10 +280,18 @@ def as_trained(trained: DictConfig, other: DictConfig) -> DictConfig:
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Rebuilds the run from its folder and judges it; the figures go to its `evaluations` folder."""
+    """Rebuilds the run from its folder and judges it; the figures go to its `evaluations` folder. Several runs are
+    judged as one, by the mean of what they predict; of a cross-validation the pooled figures are shown again."""
+    from fer_lab.folds import FOLDS, show_again
     from fer_lab.tracking.find import find_run
 
+    if OmegaConf.is_list(cfg.run):
+        from fer_lab.ensemble import judge_ensemble
+
+        return judge_ensemble(cfg)
     folder = find_run(str(cfg.run), Path(cfg.runs_dir), cfg.tracking.uri)
+    if (folder / FOLDS).exists():
+        return show_again(folder, named(cfg))
     if not (folder / "best.pt").exists() or not (folder / "config.yaml").exists():
         raise UsageError(
             f"{folder} has no config.yaml and best.pt: the run finished no epoch; train it again"
@@ -205,12 +307,12 @@ def rebuild(folder: Path, config: DictConfig) -> tuple[FerModule, FaceData]:
     from fer_lab.models.weights import read
 
     trained = list(config.classes)
-    data = build_data(config)
-    if list(data.index.classes) != trained:
+    data = build_data(config, to_learn=False)
+    module = build_module(config, data, weights=None).to(device_of(config))
+    if module.task.classes and list(data.index.classes) != trained:
         raise UsageError(
             f"the run tells {', '.join(trained)} apart; {data.index.name} has {', '.join(data.index.classes)}"
         )
-    module = build_module(config, data, weights=None).to(device_of(config))
     module.judged.load_state_dict(read(folder / "best.pt"))
     return module, data
 
@@ -225,8 +327,21 @@ def rejudge(folder: Path, config: DictConfig) -> dict[str, Any]:
     for one in judgements:
         write(one, data, place)
     show(judgements, folder.name)
+    show_calibrated(folder, judgements)
     print(f"figures and predictions are in {place}")
     return {one.usage: dict(one.scores) for one in judgements}
+
+
+def show_calibrated(folder: Path, judgements: list[Judgement]) -> None:
+    """What the temperature that a report fitted, if one did, makes of these probabilities."""
+    from fer_lab.evaluation.calibration import figures, read_temperature, scaled
+
+    fitted = read_temperature(folder)
+    for one in judgements:
+        if fitted and one.classes:
+            now = figures(one.labels, scaled(one.probabilities, fitted.value))
+            words = ", ".join(f"{name} {one.scores[name]:.4f} -> {now[name]:.4f}" for name in ("nll", "ece"))
+            print(f"{one.usage} at temperature {fitted.value:.3f}: {words}")
 
 
 def warn_of_trained_faces(folder: Path, config: DictConfig, data: FaceData) -> None:

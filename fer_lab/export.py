@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fer_lab.data.datamodule import FaceData
     from fer_lab.exporting.facts import Facts
     from fer_lab.exporting.files import Trained, Written
+    from fer_lab.learning.tasks import Task
 
 FORMATS = ("pt2", "onnx", "text")
 PRECISIONS = ("float16", "bfloat16", "tf32", "float32")
@@ -104,32 +105,36 @@ def judge_trained(folder: Path, config: DictConfig) -> Trained:
     count = len(data.split.validation)
     rows = data.split.validation[np.linspace(0, count - 1, min(count, FACES)).astype(int)]
     batches = data.evaluation(rows, config.views, module.device, as_images=True)
-    expected = torch.cat([module.probabilities(batch) for batch in batches])
+    expected = torch.cat([module.predictions(batch) for batch in batches])
     pixels = torch.from_numpy(data.cache.images[rows])
     views = data.augment.test_views(pixels[:8], config.views).flatten(0, 1)
     folded = fold(module.judged, module.preprocess(views))
     kept = f", {len(folded.kept)} kept that follow no layer alone" if folded.kept else ""
     faces = f"{len(rows)} validation faces of {data.index.name}"
     print(f"{folder.name}, {folded.norms} batch norms folded{kept}; held against it on {faces}")
-    predictor = Predictor(folded.net, module.preprocess, config.views, data.augment.crop)
-    return Trained(predictor, facts_of(folder, config, data), pixels, expected)
+    task, crop = module.task, data.augment.crop
+    predictor = Predictor(folded.net, module.preprocess, config.views, crop, task.predictions)
+    return Trained(predictor, facts_of(folder, config, data, task), pixels, expected)
 
 
-def facts_of(folder: Path, config: DictConfig, data: FaceData) -> Facts:
+def facts_of(folder: Path, config: DictConfig, data: FaceData, task: Task) -> Facts:
+    from fer_lab.evaluation.calibration import read_temperature
     from fer_lab.exporting.facts import Facts
     from fer_lab.tracking.record import RunRecord
 
     return Facts(
         run=folder.resolve().name,
         net=str(config.model.net._target_),
-        classes=tuple(config.classes),
+        classes=task.classes,
         size=int(data.cache.images.shape[-1]),
         channels=int(data.cache.images.shape[1]),
+        affect=task.needs_affect,
         views=str(config.views),
         crop=data.augment.crop,
         commit=RunRecord(folder).tag("git.commit") or "",
         checkpoint=hashlib.sha256((folder / "best.pt").read_bytes()).hexdigest(),
         versions={name: version(name) for name in ("fer_lab", "torch")},
+        temperature=fitted.value if (fitted := read_temperature(folder)) else None,
     )
 
 

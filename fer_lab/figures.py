@@ -44,7 +44,8 @@ def curves(history: History, best: int | None = None) -> Figure:
     named = _train_and_validation(history)
     best = _best_epoch(named) if best is None else best
     figure = _figure(10, 4, _curves_title(named, best))
-    units = {"loss": "loss (nats)", "accuracy": "accuracy"}
+    mixed = any("ccc" in name for name in history)  # concordance has no unit
+    units = {"loss": "loss" if mixed else "loss (nats)", "accuracy": "accuracy"}
     measures = [measure for measure in units if any(measure in name for name in named)]
     for place, measure in enumerate(measures):
         axes = _quiet(figure.add_subplot(1, len(measures), place + 1), "epoch", units[measure])

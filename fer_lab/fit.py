@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig
 
+from fer_lab.cli import UsageError
+from fer_lab.ranks import leads
+
 if TYPE_CHECKING:
     import pytorch_lightning as pl
     from pytorch_lightning.plugins.environments import ClusterEnvironment
@@ -35,33 +38,44 @@ class Result(NamedTuple):
 def fit(
     cfg: DictConfig, data: FaceData, module: FerModule, record: RunRecord, trial: Job | None = None
 ) -> Result:
-    """Trains to the last epoch, early stop or pruning, unless that was done before the run was interrupted."""
+    """Trains to the last epoch, early stop or pruning, unless that was done before the run was interrupted.
+
+    Of several processes that train one run the first alone writes to its folder.
+    """
     from fer_lab.describe import write_split
     from fer_lab.learning.callbacks import replace
 
+    writes = trial is not None or leads()
+    if is_done(record, trial):
+        return result_of(record)
     outcome = record.folder / OUTCOME
-    if not is_done(record, trial):
+    if writes:
         outcome.unlink(missing_ok=True)
-        checkpoints = make_checkpoints(cfg, record.folder, trial)
-        trainer = make_trainer(cfg, record, checkpoints)
-        resumed = checkpoints.last if checkpoints.last.exists() else None
-        run_trainer(trainer, data, module, record, resumed)
-        facts = {
-            "state": "pruned" if checkpoints.pruned else "finished",
-            "best_score": checkpoints.sign * checkpoints.best_score,
-            "best_epoch": checkpoints.best_epoch,
-            "epochs": trainer.current_epoch,
-            "seconds": round(checkpoints.seconds, 3),
-            "resumed": resumed is not None,
-            "parameters": sum(parameter.numel() for parameter in module.net.parameters()),
-        }
-        replace(outcome, lambda path: path.write_text(json.dumps(facts)))
-        checkpoints.last.unlink(missing_ok=True)
-        if trial:
-            record.metrics(cost_of(facts), step=checkpoints.best_epoch)  # what trials are compared by, too
-            if best_weights(record).exists():
-                write_split(record, data)  # for whoever evaluates them
+    checkpoints = make_checkpoints(cfg, record.folder, trial)
+    trainer = make_trainer(cfg, record, checkpoints, is_trial=trial is not None)
+    resumed = checkpoints.last if checkpoints.last.exists() else None
+    run_trainer(trainer, data, module, record, resumed)
+    facts = facts_of(trainer, module, checkpoints) | {"resumed": resumed is not None}
+    if not writes:
+        return Result(facts["best_score"], facts["state"], record.name, facts["epochs"], facts["seconds"], {})
+    replace(outcome, lambda path: path.write_text(json.dumps(facts)))
+    checkpoints.last.unlink(missing_ok=True)
+    if trial:
+        record.metrics(cost_of(facts), step=checkpoints.best_epoch)  # what trials are compared by, too
+        if best_weights(record).exists():
+            write_split(record, data)  # for whoever evaluates them
     return result_of(record)
+
+
+def facts_of(trainer: pl.Trainer, module: FerModule, checkpoints: Checkpoints) -> dict[str, Any]:
+    return {
+        "state": "pruned" if checkpoints.pruned else "finished",
+        "best_score": checkpoints.sign * checkpoints.best_score,
+        "best_epoch": checkpoints.best_epoch,
+        "epochs": trainer.current_epoch,
+        "seconds": round(checkpoints.seconds, 3),
+        "parameters": sum(parameter.numel() for parameter in module.net.parameters()),
+    }
 
 
 def is_done(record: RunRecord, trial: Job | None) -> bool:
@@ -125,29 +139,44 @@ def make_checkpoints(cfg: DictConfig, folder: Path, trial: Job | None) -> Checkp
     return Pruning(folder, cfg.monitor, cfg.mode, trial.report, trial.keeps)
 
 
-def make_trainer(cfg: DictConfig, record: RunRecord, checkpoints: Checkpoints) -> pl.Trainer:
+def make_trainer(
+    cfg: DictConfig, record: RunRecord, checkpoints: Checkpoints, is_trial: bool = False
+) -> pl.Trainer:
     from pytorch_lightning.callbacks import EarlyStopping
 
     from fer_lab.build import instantiate
     from fer_lab.learning.callbacks import OneBar
-    from fer_lab.learning.pruning import Pruning
+    from fer_lab.learning.stopping import Stopping
     from fer_lab.tracking.lightning import RunLogger
 
     quiet()
-    shown = not isinstance(checkpoints, Pruning)
-    callbacks: list[pl.Callback] = [OneBar(cfg.monitor)] if shown else []
+    refuse_batch_norm_of_several_cpus(cfg)
+    shown = leads() and not is_trial
+    callbacks: list[pl.Callback] = [] if is_trial else [Stopping()]
+    if shown:
+        callbacks.append(OneBar(cfg.monitor))
     if cfg.patience is not None:
         callbacks.append(EarlyStopping(cfg.monitor, mode=cfg.mode, patience=cfg.patience))
     return instantiate(
         cfg.trainer,
         logger=RunLogger(record),
         callbacks=[*callbacks, checkpoints],
-        plugins=surroundings(is_trial=not shown),
+        plugins=surroundings(is_trial),
         enable_progress_bar=shown,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=str(record.folder),
     )
+
+
+def refuse_batch_norm_of_several_cpus(cfg: DictConfig) -> None:
+    from fer_lab.build import device_of
+
+    if cfg.trainer.get("sync_batchnorm") and device_of(cfg).type == "cpu":
+        raise UsageError(
+            "trainer.sync_batchnorm=true: torch takes batch norm over several processes on GPUs only; "
+            "leave it out, and each process norms its own faces"
+        )
 
 
 def surroundings(is_trial: bool) -> list[ClusterEnvironment]:
@@ -172,6 +201,8 @@ def quiet() -> None:
         ".*smaller than the logging interval.*",
         ".*does not have many workers.*",
         ".*in eval mode at the start.*",
+        ".*sync_dist=True.*",  # our figures are of the total batch on every process
+        ".*Grad strides do not match bucket view strides.*",
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -179,15 +210,24 @@ def quiet() -> None:
 def run_trainer(
     trainer: pl.Trainer, data: FaceData, module: FerModule, record: RunRecord, resumed: Path | None
 ) -> None:
-    from fer_lab.learning.module import Diverged
+    from fer_lab.learning.module import Diverged, LearningError
+    from fer_lab.learning.stopping import Stopped
+    from fer_lab.slurm import queue_again
 
     if resumed:
         print(f"continuing run {record.name} from {resumed}")
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resumed, weights_only=True if resumed else None)
-    except Diverged as error:
-        record.close("diverged", str(error))
+    except (Diverged, LearningError) as error:
+        if (
+            not trainer.is_global_zero
+        ):  # all processes know the same loss and settings: the first one tells it
+            raise SystemExit(0) from None
+        if isinstance(error, Diverged):
+            record.close("diverged", str(error))
         raise
-    except (KeyboardInterrupt, SystemExit):  # Lightning makes the second of the first, and of SIGTERM
+    except (KeyboardInterrupt, SystemExit) as error:  # Lightning makes the second of the first
         print(f"\nstopped; the same command continues run {record.name}")
+        if isinstance(error, Stopped) and trainer.is_global_zero:
+            queue_again()
         raise

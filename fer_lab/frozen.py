@@ -29,7 +29,7 @@ def net_on_shared_backbone(cfg: DictConfig, weights: str | None) -> nn.Module:
 
     The head starts from the same numbers as make_net's.
     """
-    if cfg.model.freeze != "backbone":
+    if cfg.model.freeze != "backbone" or cfg.get("unfreeze") is not None:
         return make_net(cfg, weights)
     settings = OmegaConf.to_container(cfg.model.net, resolve=True)
     assert isinstance(settings, dict)
@@ -62,15 +62,15 @@ def sees_fixed_faces(data: FaceData, module: FerModule) -> bool:
     augment, backbone = data.augment, module.net.get_submodule("backbone")
     frozen = not any(weight.requires_grad for weight in backbone.parameters())
     changing = augment.mixup or augment.resolutions or not (augment.is_identity or augment.views)
-    return frozen and not changing
+    return frozen and not changing and module.rates.unfreeze is None
 
 
 @torch.inference_mode()
 def look(data: FaceData, module: FerModule, rows: Tensor) -> Tensor:
     """(B, 1 + k, …): what the backbone makes of faces, each plain and then in its k fixed views."""
     backbone = module.net.get_submodule("backbone").eval()
-    images, labels = torch.from_numpy(data.cache.images), torch.from_numpy(data.index.labels)
-    faces = Faces(images[rows].to(module.device), labels[rows], rows)
+    images, labels = torch.from_numpy(data.cache.images[rows.numpy()]), torch.from_numpy(data.index.labels)
+    faces = Faces(images.to(module.device), labels[rows], rows)
     views = data.all_views(faces)  # (B, 1 + k, C, H, W)
     found: Tensor = backbone(module.preprocess(views.flatten(0, 1)))
     return found.unflatten(0, views.shape[:2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,19 +12,37 @@ from omegaconf import DictConfig, OmegaConf
 
 from fer_lab.cli import ROOT, UsageError, main
 from fer_lab.fit import Result
+from fer_lab.ranks import leads, one_voice
+from fer_lab.slurm import watch
 
 if TYPE_CHECKING:
+    from fer_lab.data.datamodule import FaceData
     from fer_lab.evaluate import Judgement
+    from fer_lab.learning.module import FerModule
     from fer_lab.search.host import Job
     from fer_lab.tracking.record import RunRecord
 
+    Ending = Callable[[FerModule, FaceData, RunRecord, str], None]
 
-def train(cfg: DictConfig, trial: Job | None = None) -> Result:
+
+def run(cfg: DictConfig) -> Result:
+    """The command: of several processes that train one net the first alone is heard."""
+    watch()
+    with one_voice():
+        return train(cfg)
+
+
+def train(cfg: DictConfig, trial: Job | None = None, ending: Ending | None = None) -> Result:
     """Trains what `cfg` describes, or finds or continues that very run.
 
     As a trial of a sweep it does only what the sweep compares by: no test faces, no figures, weights only if the trial
-    keeps them. The same settings without a trial make a whole run of it.
+    keeps them; a fold of a cross-validation adds its own `ending`. The same settings without a trial make a whole run
+    of it. With split.fold=all it does so for every fold.
     """
+    if trial is None and cfg.split.get("fold") == "all":
+        from fer_lab.folds import cross_validate
+
+        return cross_validate(cfg)
     refuse_what_cannot_be(cfg, alone=trial is not None)
     if trial:
         collect_garbage()
@@ -32,7 +51,7 @@ def train(cfg: DictConfig, trial: Job | None = None) -> Result:
     from fer_lab.fit import fit
     from fer_lab.tracking.address import tracking_uri
     from fer_lab.tracking.forward import tracked
-    from fer_lab.tracking.record import open_run, reconcile
+    from fer_lab.tracking.record import RunRecord, open_run, reconcile
 
     uri, runs = tracking_uri(cfg.tracking.uri), Path(cfg.runs_dir)
     data = build_data(cfg)
@@ -43,13 +62,17 @@ def train(cfg: DictConfig, trial: Job | None = None) -> Result:
     set_threads(cfg.threads)
     weights, weights_digest = starting_weights(cfg, uri)
     identity = signature(cfg, data, weights_digest)
-    if trial is None:
+    keeps_record = trial is not None or leads()
+    if trial is None and keeps_record:
         reconcile(runs)
-    with open_run(runs, run_name(cfg, runs, identity), identity) as record:
+    name = run_name(cfg, runs, identity)
+    with open_run(runs, name, identity) if keeps_record else RunRecord(runs / name) as record:
         if known := found_again(record, cfg, trial):
             return known
         make = net_on_shared_backbone if trial else make_net
         module = build_module(cfg, data, weights, make).to(device_of(cfg))
+        if not keeps_record:
+            return follow(cfg, data, module, record)
         if trial:
             record.tags(
                 {"mlflow.runName": trial.name} | ({"fer.parent": trial.parent} if trial.parent else {})
@@ -61,35 +84,54 @@ def train(cfg: DictConfig, trial: Job | None = None) -> Result:
             result = fit(cfg, data, module, record, trial)
             if result.state == "pruned":
                 record.close("pruned", f"after {result.epochs} of {cfg.trainer.max_epochs} epochs")
+            module.to(device_of(cfg))  # Lightning leaves it on the CPU
+            if ending:
+                ending(module, data, record, cfg.views)
             if trial:
                 return result
-            module.to(device_of(cfg))  # Lightning leaves it on the CPU
             judgements = judge_once(cfg, data, module, record)
         conclude(record, judgements)
         return result
+
+
+def follow(cfg: DictConfig, data: FaceData, module: FerModule, record: RunRecord) -> Result:
+    """What the other processes of a run do: they train, and leave its record and its judgement to the first."""
+    from fer_lab.fit import fit
+    from fer_lab.frozen import use_frozen_features
+
+    if cfg.cache_features:
+        use_frozen_features(data, module, cfg.cache_dir)
+    return fit(cfg, data, module, record)
 
 
 def refuse_what_cannot_be(cfg: DictConfig, alone: bool) -> None:
     """`alone`: in one process on one device."""
     if cfg.mode not in ("max", "min"):
         raise UsageError(f"mode={cfg.mode}; choices: max, min")
-    if not alone:
-        return
+    wrong = settings_of_several_processes(cfg)
+    if not alone and not wrong and not leads():
+        raise UsageError(
+            "several processes were started, and these settings train in one: choose trainer=ddp or trainer=slurm, or "
+            "start one process"
+        )
+    if alone and wrong:
+        raise UsageError(
+            f"{', '.join(wrong)}: a trial trains in one process on one device, since Lightning would start the sweep "
+            "again in the others; leave it out and use hydra.sweeper.workers=N, one for each GPU"
+        )
+
+
+def settings_of_several_processes(cfg: DictConfig) -> list[str]:
     expected = {
         "devices": lambda value: value in (1, "1") or (OmegaConf.is_list(value) and len(value) == 1),
         "num_nodes": lambda value: value in (None, 1),
         "strategy": lambda value: value in (None, "auto"),
     }
-    wrong = [
+    return [
         f"trainer.{key}={cfg.trainer.get(key)}"
         for key, fits in expected.items()
         if not fits(cfg.trainer.get(key))
     ]
-    if wrong:
-        raise UsageError(
-            f"{', '.join(wrong)}: a trial trains in one process on one device, since Lightning would start the sweep "
-            "again in the others; leave it out and use hydra.sweeper.workers=N, one for each GPU"
-        )
 
 
 def collect_garbage() -> None:
@@ -170,4 +212,4 @@ def print_next(name: str, what: str, score: float) -> None:
 
 
 if __name__ == "__main__":
-    main(train, "train")
+    main(run, "train")

@@ -57,7 +57,7 @@ def judged_run(home: Path) -> str:
     return judged.parent.parent.name
 
 
-def run(command: str, home: Path) -> subprocess.CompletedProcess[str]:
+def run(command: str, home: Path, preloaded) -> subprocess.CompletedProcess[str]:
     line = shlex.split(command)
     line[0] = sys.executable
     if "data=jaffe" in line:
@@ -84,12 +84,14 @@ def run(command: str, home: Path) -> subprocess.CompletedProcess[str]:
         "OMP_NUM_THREADS": "1",
         "PATH": "/usr/bin:/bin",
     }
-    return subprocess.run(line, cwd=ROOT, env=store, capture_output=True, text=True, timeout=300, check=False)
+    if command == "python -m fer_lab.train":  # one of them as a new user's terminal has it
+        return subprocess.run(line, cwd=ROOT, env=store, capture_output=True, text=True, check=False)
+    return preloaded(line, cwd=ROOT, env=store)
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python")])
-def test_a_command_of_the_readme_does_what_it_says(command, home):
-    done = run(command, home)
+def test_a_command_of_the_readme_does_what_it_says(command, home, preloaded):
+    done = run(command, home, preloaded)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Traceback" not in done.stderr
 

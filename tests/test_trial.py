@@ -252,7 +252,7 @@ def test_trials_share_a_frozen_backbone_and_still_train_what_a_plain_run_trains(
     assert shared[0].metrics["train/loss"] != shared[1].metrics["train/loss"]
     first, second = (
         net_on_shared_backbone(
-            config(tmp_path, *words, f"model.dropout={dropout}", "+class_count=7", "+size=32"), None
+            config(tmp_path, *words, f"model.dropout={dropout}", "+output_count=7", "+size=32"), None
         )
         for dropout in (0.3, 0.2)
     )

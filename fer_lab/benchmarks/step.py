@@ -103,6 +103,7 @@ def bare_loop(cfg: DictConfig, data: FaceData) -> tuple[Cost, list[float]]:
     import torch
 
     from fer_lab.build import build_module
+    from fer_lab.data.faces import Faces
     from fer_lab.learning.optimizers import parameter_groups
 
     start = build_module(cfg, data, None)
@@ -126,7 +127,7 @@ def bare_loop(cfg: DictConfig, data: FaceData) -> tuple[Cost, list[float]]:
         for rows in pool[torch.randperm(len(pool), generator=generator)].split(cfg.data.batch_size):
             faces = augment.apply(images[rows], augment.draw(len(rows), generator))
             optimizer.zero_grad()
-            loss = task.loss(net(preprocess(faces)), labels[rows])
+            loss = task.loss(net(preprocess(faces)), Faces(faces, labels[rows], rows))
             loss.backward()
             optimizer.step()
             scheduler.step()
@@ -136,6 +137,7 @@ def bare_loop(cfg: DictConfig, data: FaceData) -> tuple[Cost, list[float]]:
         with torch.no_grad():
             batches = validation.split(2 * cfg.data.batch_size)
             logits = torch.cat([net(preprocess(augment.test_views(images[rows])[0])) for rows in batches])
-            val_losses.append(float(task.loss(logits, labels[validation])))
-            start.scores(logits, labels[validation])
+            truth = Faces(validation, labels[validation], validation)
+            val_losses.append(float(task.loss(logits, truth)))
+            start.scores(logits, truth.labels, None)
     return now() - begin, train_losses + val_losses

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fer_lab.data.faces import TEST_VIEWS, DataError
+from fer_lab.data.faces import TEST_VIEWS, DataError, Faces
 
 PADDINGS = ("border", "reflection", "zeros")
 UNIT_SETTINGS = (
@@ -153,23 +153,27 @@ class Augment:
             faces = relight(faces, draws.light)
         return erase(faces, draws.erase, self.erasing_fill) if self.erasing else faces
 
-    def mix(
-        self, images: Tensor, labels: Tensor, classes: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def mix(self, faces: Faces, classes: int, generator: torch.Generator) -> Faces:
         """Mixup (Zhang et al. 2018): each image blended with another of its batch, one weight a batch.
 
-        `labels` are indices (B,) or probabilities (B, K) and come back as probabilities (B, K);
-        with mixup 0 both come back as they are.
+        Labels are indices (B,) or probabilities (B, K) and come back as probabilities (B, K); affect is blended
+        likewise, and undefined where either is. With mixup 0 the batch comes back as it is.
         """
         if not self.mixup:
-            return images, labels
+            return faces
+        labels = faces.labels
         if labels.ndim == 1:
             labels = functional.one_hot(labels, classes).float()
         # torch's Beta takes no generator, so a seed drawn from ours goes to numpy's
         seed = int(torch.randint(2**62, (), generator=generator))
         weight = float(np.random.default_rng(seed).beta(self.mixup, self.mixup))
-        partner = torch.randperm(len(images), generator=generator).to(images.device)
-        return torch.lerp(images[partner], images, weight), torch.lerp(labels[partner], labels, weight)
+        partner = torch.randperm(len(labels), generator=generator).to(labels.device)
+
+        def blend(values: Tensor) -> Tensor:
+            return torch.lerp(values[partner], values, weight)
+
+        affect = None if faces.affect is None else blend(faces.affect)
+        return faces._replace(images=blend(faces.images), labels=blend(labels), affect=affect)
 
     def test_views(self, images: Tensor, kind: str = "none") -> Tensor:
         """The views whose predictions are averaged at test time: float32 (V, B, C, s, s).

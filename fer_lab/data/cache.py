@@ -1,7 +1,8 @@
 """Every picture decoded once into a memory map, keyed by content and shared by runs and workers.
 
     folder/stamps/FINGERPRINT.json    what the files looked like from outside -> the cache they gave
-    folder/NAME-SIZExCHANNELS-KEY/    images.npy (N, C, size, size) uint8, index.json
+    folder/NAME-SIZExCHANNELS-KEY/    images.npy (N, C, size, size) uint8, index.json;
+                                      images-00000.npy, images-00001.npy … where one would pass 1 GiB
 
 Untouched files are known by the stamp alone; touched or copied ones by their bytes (the key).
 """
@@ -25,8 +26,10 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from fer_lab.data import decoding
+from fer_lab.data.crop import Crop
 from fer_lab.data.faces import DataError, Index, Item, Source, columns, digest
 from fer_lab.data.images import DECODER_VERSION
+from fer_lab.data.shards import SHARD_BYTES, Images, open_images
 
 CACHE_VERSION = 1
 READ_TICK = 200  # files between two steps of the bar, which cost more than a small file
@@ -36,9 +39,9 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Cache:
-    """`images` (N, C, size, size) uint8, read only, aligned with `index`; `skipped` names and reasons."""
+    """`images` (N, C, size, size) uint8, read only by `images[rows]`, aligned with `index`; `skipped` names and reasons."""
 
-    images: NDArray[np.uint8]
+    images: Images
     index: Index
     skipped: tuple[tuple[str, str], ...]
 
@@ -51,16 +54,22 @@ def open_cache(
     bad: str = "error",
     workers: int | None = None,
     progress: bool = True,
+    crop: str = "none",
+    margin: float = 0.0,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Cache:
     """The decoded pictures of a data set, from an earlier run where its files are the same.
 
     `bad`: "error" refuses a data set with unusable pictures, "skip" leaves them out and tells which.
     `workers`: processes that decode; 0 is this one, None as many as the work is worth.
+    `shard_bytes`: how large a file of images may grow when they are decoded.
+    `crop`: none, haar or box, widened by `margin` (fer_lab.data.crop); a picture without a face is unusable.
     Raises DataError for a missing data set, unusable pictures, or a disk without room.
     """
     if bad not in POLICIES:
         raise DataError(f"data.bad={bad!r}; choices: {', '.join(POLICIES)}")
-    shelf = _Shelf(source, size, channels, Path(folder).expanduser().absolute(), progress)
+    place = Path(folder).expanduser().absolute()
+    shelf = _Shelf(source, size, channels, place, progress, Crop(crop, margin), shard_bytes)
     cache = shelf.known()
     if cache is None:
         with shelf.locked():
@@ -85,10 +94,19 @@ def complaint(name: str, skipped: Sequence[tuple[str, str]], total: int) -> str:
 class _Shelf:
     """The place of one data set at one size in the cache folder."""
 
-    def __init__(self, source: Source, size: int, channels: int, folder: Path, progress: bool) -> None:
-        self.source, self.folder, self.progress = source, folder, progress
-        self.size, self.channels = size, channels
-        self.label = f"{source.name}-{size}x{channels}"
+    def __init__(
+        self,
+        source: Source,
+        size: int,
+        channels: int,
+        folder: Path,
+        progress: bool,
+        crop: Crop,
+        shard_bytes: int,
+    ) -> None:
+        self.source, self.folder, self.progress, self.shard_bytes = source, folder, progress, shard_bytes
+        self.size, self.channels, self.crop = size, channels, crop
+        self.label = f"{source.name}{crop.label}-{size}x{channels}"
         self.settings = f"{self.label} decoder {DECODER_VERSION} cache {CACHE_VERSION}"
         self.stamp = source.stamp()
         self.note = folder / "stamps" / f"{digest(self.settings, self.stamp)[:32]}.json"
@@ -123,6 +141,7 @@ class _Shelf:
         items = self.source.items()
         if not items:
             raise DataError(f"{self.source.name} holds no pictures; check data.root")
+        self.crop.check(self.source.name, items)
         place = self.folder / f"{self.label}-{self._key(items)[:16]}"
         cache = _opened_or_none(place)
         if cache is None:
@@ -152,25 +171,45 @@ class _Shelf:
         building = place.with_name(f"{place.name}.tmp")
         try:
             building.mkdir(parents=True)
-            path = building / "images.npy"
-            shape = (len(items), self.channels, self.size, self.size)
-            _check_room(self.folder, int(np.prod(shape)))
-            np.lib.format.open_memmap(path, "w+", np.uint8, shape).flush()
+            _check_room(self.folder, len(items) * self.channels * self.size**2)
+            bad: dict[int, str] = {}
             with self._bar("decoding", len(items)) as advance:
-                bad = dict(decoding.fill(self.source, items, path, workers, advance))
+                for path, rows in self._files(building, len(items)):
+                    found = self._decode_file(path, items[rows.start : rows.stop], workers, advance)
+                    bad |= {rows.start + row: reason for row, reason in found.items()}
             skipped = [(items[row].name, reason) for row, reason in bad.items()]
             if len(bad) == len(items):
                 raise DataError(complaint(self.source.name, skipped, len(items)))
-            kept = [row for row in range(len(items)) if row not in bad]
-            if bad:
-                _compact(path, np.array(kept))
-            index = Index.of(self.source.name, self.source.classes, [items[row] for row in kept])
-            _write_index(building / "index.json", index, _digest(index, path), skipped)
+            kept = [item for row, item in enumerate(items) if row not in bad]
+            index = Index.of(self.source.name, self.source.classes, kept)
+            _write_index(building / "index.json", index, _digest(index, open_images(building)), skipped)
             if place.exists():
                 shutil.rmtree(place)  # found unreadable above
             building.rename(place)
         finally:
             shutil.rmtree(building, ignore_errors=True)
+
+    def _files(self, folder: Path, count: int) -> Iterator[tuple[Path, range]]:
+        """Where the rows go: one file, or as many shards as they need."""
+        size = max(1, self.shard_bytes // (self.channels * self.size**2))
+        if count <= size:
+            yield folder / "images.npy", range(count)
+            return
+        for number, start in enumerate(range(0, count, size)):
+            yield folder / f"images-{number:05}.npy", range(start, min(start + size, count))
+
+    def _decode_file(
+        self, path: Path, items: Sequence[Item], workers: int, advance: Advance
+    ) -> dict[int, str]:
+        """Writes the usable pictures among `items`; returns the rows and faults of the others."""
+        shape = (len(items), self.channels, self.size, self.size)
+        np.lib.format.open_memmap(path, "w+", np.uint8, shape).flush()
+        bad = dict(decoding.fill(self.source, items, path, workers, advance, self.crop))
+        if len(bad) == len(items):
+            path.unlink()
+        elif bad:
+            _compact(path, np.array([row for row in range(len(items)) if row not in bad]))
+        return bad
 
     @contextmanager
     def _bar(self, verb: str, total: int) -> Iterator[Advance]:
@@ -188,8 +227,7 @@ class _Shelf:
 def _opened(place: Path) -> Cache:
     """Raises OSError, ValueError or KeyError where the folder is absent or was cut short."""
     facts = json.loads((place / "index.json").read_text("utf-8"))
-    # copy-on-write: torch refuses read-only arrays, and the file stays as it is
-    images = np.load(place / "images.npy", mmap_mode="c")
+    images = open_images(place)
     index = Index(
         name=facts["name"],
         classes=tuple(facts["classes"]),
@@ -239,17 +277,16 @@ def _compact(path: Path, kept: NDArray[np.int64]) -> None:
         file.truncate(offset + int(np.prod(shape)))
 
 
-def _pieces(rows: int, images: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
+def _pieces(rows: int, images: Images) -> Iterator[tuple[int, int]]:
     """Runs of rows of about 16 MB."""
     step = max(1, 2**24 // int(np.prod(images.shape[1:])))
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def _digest(index: Index, path: Path) -> str:
+def _digest(index: Index, images: Images) -> str:
     facts: list[object] = [index.classes, index.names, index.labels.tolist()]
     facts += [one for one in (listed(index.votes), listed(index.affect)) if one is not None]
     total = hashlib.sha256(json.dumps(facts).encode())
-    images = np.load(path, mmap_mode="r")
     for start, stop in _pieces(len(images), images):
         total.update(images[start:stop].tobytes())
     return total.hexdigest()

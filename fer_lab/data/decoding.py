@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from fer_lab.data.crop import Crop
 from fer_lab.data.faces import Item, Source
 from fer_lab.data.images import BadImage, square
 
@@ -38,13 +39,18 @@ def worth(items: int) -> int:
 
 
 def fill(
-    source: Source, items: Sequence[Item], path: Path, workers: int, advance: Callable[[int], None]
+    source: Source,
+    items: Sequence[Item],
+    path: Path,
+    workers: int,
+    advance: Callable[[int], None],
+    crop: Crop,
 ) -> list[Bad]:
     """Decode each item into its row of the .npy file at `path`; returns (row, reason) of those that are bad."""
     if workers == 0 or type(source).__module__ == "__main__":  # another process could not import it
-        return _fill_here(source, items, path, advance)
+        return _fill_here(source, items, path, advance, crop)
     chunks = deque(range(0, len(items), CHUNK))
-    job = pickle.dumps((source, list(items), str(path)))
+    job = pickle.dumps((source, list(items), str(path), crop))
     with ExitStack() as stack:
         processes = [stack.enter_context(_Worker(job)) for _ in range(workers)]
         threads = stack.enter_context(ThreadPoolExecutor(workers))
@@ -56,24 +62,26 @@ def fill(
 
 
 def _fill_here(
-    source: Source, items: Sequence[Item], path: Path, advance: Callable[[int], None]
+    source: Source, items: Sequence[Item], path: Path, advance: Callable[[int], None], crop: Crop
 ) -> list[Bad]:
     images = np.load(path, mmap_mode="r+")
     bad: list[Bad] = []
     for start in range(0, len(items), CHUNK):
         stop = min(start + CHUNK, len(items))
-        bad += _decode_rows(source, items, images, range(start, stop))
+        bad += _decode_rows(source, items, images, range(start, stop), crop)
         advance(stop - start)
     images.flush()
     return bad
 
 
-def _decode_rows(source: Source, items: Sequence[Item], images: NDArray[np.uint8], rows: range) -> list[Bad]:
+def _decode_rows(
+    source: Source, items: Sequence[Item], images: NDArray[np.uint8], rows: range, crop: Crop
+) -> list[Bad]:
     channels, size = images.shape[1:3]
     bad: list[Bad] = []
     for row in rows:
         try:
-            images[row] = square(source.pixels(items[row]), size, channels)
+            images[row] = square(crop(source.pixels(items[row]), items[row]), size, channels)
         except BadImage as error:
             bad.append((row, str(error)))
         except OSError as error:
@@ -130,11 +138,12 @@ def _feed(worker: _Worker, chunks: deque[int], count: int, advance: Callable[[in
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints must not pass for an answer
-    source, items, path = pickle.load(sys.stdin.buffer)
+    source, items, path, crop = pickle.load(sys.stdin.buffer)
     images = np.load(path, mmap_mode="r+")
     for line in sys.stdin.buffer:
         start, stop = map(int, line.split())
-        print(json.dumps(_decode_rows(source, items, images, range(start, stop))), file=answers, flush=True)
+        bad = _decode_rows(source, items, images, range(start, stop), crop)
+        print(json.dumps(bad), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -45,12 +45,16 @@ def draw(seed: int, person: int, position: int, shown: str, size: int = 48, chan
 
     Some faces are shown so faintly (`intensity` towards 0) that nobody could be sure.
     """
-    random = np.random.default_rng((seed, 1, position))
+    random, intensity, look = _shown(seed, position, shown)
     who = portrait.identity(np.random.default_rng((seed, 0, person)))
-    intensity = 0.35 + 0.65 * float(random.beta(2.0, 1.0))
-    look = portrait.look(shown, intensity, random)
     pixels = portrait.render(who, look, portrait.view(random), size, channels, random)
     return Portrait(pixels, shown, intensity, look.valence, look.arousal)
+
+
+def affect(seed: int, position: int, shown: str) -> tuple[float, float]:
+    """Valence and arousal of the face that `draw` gives, without drawing it."""
+    look = _shown(seed, position, shown)[2]
+    return look.valence, look.arousal
 
 
 def write_jaffe(root: str | Path, seed: int = 0) -> Path:
@@ -61,7 +65,7 @@ def write_jaffe(root: str | Path, seed: int = 0) -> Path:
     """
     import tifffile
 
-    folder = _own(root)
+    folder = own_folder(root)
     palette = np.repeat(np.arange(255, -1, -1, dtype=np.uint16)[None] * 257, 3, axis=0)
     for subject, code, name, serial in _jaffe_names():
         pixels = draw(seed, JAFFE_ORDER.index(subject), serial, expression(code), 256).pixels
@@ -88,20 +92,20 @@ def write_fer2013_csv(
     header: `official` fer2013.csv; `icml` icml_face_data.csv, other order and leading spaces; `kaggle`
     train.csv without Usage and test.csv with neither Usage nor labels.
     """
-    folder = _own(root)
+    folder = own_folder(root)
     rows = [
         (str(label), " ".join(map(str, face.pixels.ravel())), FER2013_USAGES[usage])
         for usage, label, _, face in _fer2013_faces(counts, seed)
     ]
     if header == "official":
-        _write_rows(folder / "fer2013.csv", ("emotion", "pixels", "Usage"), rows)
+        write_rows(folder / "fer2013.csv", ("emotion", "pixels", "Usage"), rows)
     elif header == "icml":
         turned = [(label, usage, pixels) for label, pixels, usage in rows]
-        _write_rows(folder / "icml_face_data.csv", ("emotion", " Usage", " pixels"), turned)
+        write_rows(folder / "icml_face_data.csv", ("emotion", " Usage", " pixels"), turned)
     elif header == "kaggle":
         train = [row[:2] for row in rows if row[2] == "Training"]
-        _write_rows(folder / "train.csv", ("emotion", "pixels"), train)
-        _write_rows(folder / "test.csv", ("pixels",), [row[1:2] for row in rows if row[2] != "Training"])
+        write_rows(folder / "train.csv", ("emotion", "pixels"), train)
+        write_rows(folder / "test.csv", ("pixels",), [row[1:2] for row in rows if row[2] != "Training"])
     else:
         raise ValueError(f"header={header!r}; choices: official, icml, kaggle")
     return folder
@@ -116,12 +120,12 @@ def write_fer2013_folders(
     """
     if layout not in ("kaggle", "usage"):
         raise ValueError(f"layout={layout!r}; choices: kaggle, usage")
-    folder = _own(root)
+    folder = own_folder(root)
     for usage, label, number, face in _fer2013_faces(counts, seed):
         official = FER2013_USAGES[usage]
         top = official if layout == "usage" else "train" if usage == "train" else "test"
         name = f"{official}_{number}.jpg" if layout == "kaggle" else f"{number}.jpg"
-        _save(folder / top / FER2013_NAMES[label] / name, face)
+        save(folder / top / FER2013_NAMES[label] / name, face)
     return folder
 
 
@@ -134,19 +138,26 @@ def write_folder(
     seed: int = 0,
 ) -> Path:
     """`counts` RGB faces per split folder; the key "" writes root/<class>. Files are personP_N.suffix, P of four."""
-    folder = _own(root)
+    folder = own_folder(root)
     number = 0
     for split, count in counts.items():
         for turn in range(count):
             shown = classes[turn % len(classes)]
             face = draw(seed, number // 4, number, expression(shown), size, channels=3)
             name = f"person{number // 4}_{number}{suffixes[number % len(suffixes)]}"
-            _save(folder / split / shown / name, face)
+            save(folder / split / shown / name, face)
             number += 1
     return folder
 
 
-def _own(root: str | Path) -> Path:
+def _shown(seed: int, position: int, shown: str) -> tuple[np.random.Generator, float, portrait.Look]:
+    """The intensity and the look of a face, and the generator that goes on to how it is seen."""
+    random = np.random.default_rng((seed, 1, position))
+    intensity = 0.35 + 0.65 * float(random.beta(2.0, 1.0))
+    return random, intensity, portrait.look(shown, intensity, random)
+
+
+def own_folder(root: str | Path) -> Path:
     """The folder, made if need be; refuses one that holds anything that was not drawn."""
     folder = Path(root).expanduser()
     if folder.exists() and not folder.is_dir():
@@ -182,14 +193,14 @@ def _fer2013_faces(counts: Mapping[str, int], seed: int) -> Iterator[tuple[str, 
             position += 1
 
 
-def _write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def write_rows(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     with path.open("w", encoding="ascii", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
+        writer.writerows([header] if header else [])
         writer.writerows(rows)
 
 
-def _save(path: Path, face: Portrait) -> None:
+def save(path: Path, face: Portrait) -> None:
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,18 +208,25 @@ def _save(path: Path, face: Portrait) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    from fer_lab.data.layouts import LAYOUTS
+
     parser = argparse.ArgumentParser(prog="python -m fer_lab.data.draw", description=__doc__)
-    parser.add_argument("layout", choices=["jaffe"], help="the data set whose layout is written")
+    parser.add_argument("layout", choices=LAYOUTS, help="the data set whose layout is written")
     parser.add_argument("root", help="a new or empty folder, e.g. data/jaffe_drawn")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other people (default 0)")
+    parser.add_argument(
+        "--faces", type=int, default=700, help="training faces, and half as many to test (not jaffe)"
+    )
     asked = parser.parse_args(arguments)
     try:
-        folder = write_jaffe(asked.root, asked.seed)
+        folder, count, words = LAYOUTS[asked.layout](asked.root, asked.faces, asked.seed)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"213 drawn faces of 10 people in {folder}, laid out like JAFFE. Next:")
-    print(f"  python -m fer_lab.train model=vgg19 data=jaffe data.root={folder} model.weights=null")
+    print(f"{count} drawn faces in {folder}, laid out like {words}. Next:")
+    options = "model=vgg19 " if asked.layout == "jaffe" else ""
+    weights = " model.weights=null" if options else ""
+    print(f"  python -m fer_lab.train {options}data={asked.layout} data.root={folder}{weights}")
     return 0
 
 

@@ -33,6 +33,10 @@ TEST_VIEWS = ("none", "flip", "five", "ten")
 """What a prediction may be averaged over: the face, its mirror image, five crops, or those and theirs."""
 
 
+LABELS = ("majority", "crossentropy", "probability")
+"""What a face trains on where several judges labelled it: their choice, their shares, or one of them at random."""
+
+
 class DataError(ValueError):
     """A data set that is missing, broken or asked for something it does not have; the text says what to do."""
 
@@ -170,6 +174,7 @@ class Faces(NamedTuple):
     positions: Tensor  # (B,) rows of the cache
     features: Tensor | None = None  # (B, …) a frozen backbone's output, in place of images
     affect: Tensor | None = None  # (B, 2) valence and arousal in -1..1, nan where undefined
+    total: int | None = None  # faces in the total batch of which these are one process's share
 
 
 def digest(*parts: str | bytes) -> str:

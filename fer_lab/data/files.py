@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,3 +54,44 @@ def _walk(folder: str, prefix: str, depth: int) -> Iterator[Picture]:
                 yield Picture(prefix + name, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
             elif depth > 0 and entry.is_dir():
                 yield from _walk(entry.path, f"{prefix}{name}/", depth - 1)
+
+
+def described(path: Path) -> Picture:
+    """A file that is no picture (a list of labels), as `pictures` describes those."""
+    facts = path.stat()
+    return Picture(path.name, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+
+def totals(folder: str) -> tuple[int, int, int]:
+    """Number, bytes and change times of all files below, summed: what a stamp needs of a million of them."""
+    number = size = changed = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                inside = totals(entry.path)
+                number, size, changed = number + inside[0], size + inside[1], changed + inside[2]
+            else:
+                facts = entry.stat()
+                number, size, changed = number + 1, size + facts.st_size, changed + facts.st_ctime_ns
+    return number, size, changed
+
+
+def first_existing(places: Iterable[Path]) -> Path | None:
+    return next((place for place in places if place.exists()), None)
+
+
+def near(root: Path) -> list[Path]:
+    """The root and the folders in it: archives are often unpacked into a folder of their own."""
+    if not root.is_dir():
+        raise DataError(f"data.root={root} is a file, not a folder; unpack it and name the folder it gives")
+    return [root, *sorted(child for child in root.iterdir() if child.is_dir())]
+
+
+def differences(found: Mapping[str, Counter[str]], official: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """`train happiness 7 not 4,772` for every count of a usage and a class that the release has otherwise."""
+    return [
+        f"{usage} {shown} {found[usage][shown]:,} not {count:,}"
+        for usage, counts in official.items()
+        for shown, count in counts.items()
+        if found[usage][shown] != count
+    ]

@@ -96,14 +96,21 @@ def square(pixels: NDArray[np.uint8], size: int, channels: int) -> NDArray[np.ui
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     pixels = pixels[top : top + side, left : left + side]
-    if pixels.ndim == 3 and channels == 1:
-        pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
+    if channels == 1:
+        pixels = grey(pixels)
     if side != size:
         image = Image.fromarray(np.ascontiguousarray(pixels))
         pixels = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
     if pixels.ndim == 3:
         return pixels.transpose(2, 0, 1)
     return np.broadcast_to(pixels, (channels, size, size))
+
+
+def grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(H, W) by ITU-R 601 luma; grey pixels come back as they are."""
+    if pixels.ndim == 2:
+        return pixels
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -13,13 +14,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fer_lab.data.faces import EXPRESSIONS, DataError, Item, expression
-from fer_lab.data.files import existing_root, pictures, stamp_of
+from fer_lab.data.files import described, existing_root, pictures, stamp_of
 from fer_lab.data.images import decode
 
 STEM = re.compile(r"(KA|KL|KM|KR|MK|NA|NM|TM|UY|YM)\.(AN|DI|FE|HA|NE|SA|SU)(\d)\.(\d+)", re.IGNORECASE)
 SUFFIXES = (".tiff", ".tif", ".png", ".jpg", ".jpeg")
 """Best first, for folders that hold a picture twice."""
 
+RATED = ("happiness", "sadness", "surprise", "anger", "disgust", "fear")
+"""The columns HAP SAD SUR ANG DIS FEA of the ratings, means of 1 (not at all) to 5 (very much)."""
+
+RATING = re.compile(r"\d+((?:\s+[\d.]+){6})\s+([A-Z]{2})-((?:AN|DI|FE|HA|NE|SA|SU)\d)\s*")
 OFFICIAL = {"AN": 30, "DI": 29, "FE": 32, "HA": 31, "NE": 30, "SA": 31, "SU": 30}
 MISSING = (
     'JAFFE ("The Japanese Female Facial Expression (JAFFE) Dataset", Lyons, Kamachi & Gyoba) is given out '
@@ -30,14 +35,18 @@ MISSING = (
 
 
 class Jaffe:
-    """`root` is a flat folder or has one folder per class; .tiff or re-encoded; other files are ignored."""
+    """`root` is a flat folder or has one folder per class; .tiff or re-encoded; other files are ignored.
+
+    `ratings`: the path of the table `# HAP SAD SUR ANG DIS FEA PIC`, whose means become votes (see `shares`); labels
+    stay what was posed.
+    """
 
     name = "jaffe"
     classes = EXPRESSIONS[:7]
     channels = 1
 
-    def __init__(self, root: str | None) -> None:
-        self.root = root
+    def __init__(self, root: str | None, ratings: str | None = None) -> None:
+        self.root, self.ratings = root, ratings
 
     def items(self) -> list[Item]:
         best: dict[str, str] = {}
@@ -47,11 +56,14 @@ class Jaffe:
         if not best:
             raise DataError(f"data.root={self.root} holds no file named like KA.AN1.39.tiff. {MISSING}")
         self._compare(Counter(stem.split(".")[1][:2] for stem in best), len(names) - len(best))
-        return sorted((_item(stem, name) for stem, name in best.items()), key=lambda item: item.name)
+        votes = self._votes(best)
+        found = (_item(stem, name, votes.get(_picture(stem))) for stem, name in best.items())
+        return sorted(found, key=lambda item: item.name)
 
     def stamp(self) -> str:
         files = [picture for picture in pictures(self._root, depth=2) if _is_jaffe(picture.name)]
-        return stamp_of(files, self.name)
+        ratings = [described(Path(self.ratings).expanduser())] if self.ratings else []
+        return stamp_of([*files, *ratings], self.name)
 
     def content(self, item: Item) -> bytes:
         return (self._root / item.name).read_bytes()
@@ -68,6 +80,19 @@ class Jaffe:
     def _names(self) -> list[str]:
         return [picture.name for picture in pictures(self._root, depth=2) if _is_jaffe(picture.name)]
 
+    def _votes(self, stems: dict[str, str]) -> dict[str, tuple[float, ...]]:
+        """By picture, like KA.AN1; says which have none."""
+        if self.ratings is None:
+            return {}
+        votes = read_ratings(Path(self.ratings).expanduser())
+        if unrated := sorted(stem for stem in stems if _picture(stem) not in votes):
+            warnings.warn(
+                f"{self.ratings} has no ratings of {len(unrated)} pictures ({', '.join(unrated[:5])} …): "
+                "they keep what was posed",
+                stacklevel=3,
+            )
+        return votes
+
     def _compare(self, found: Counter[str], copies: int) -> None:
         if copies:
             warnings.warn(f"JAFFE in {self.root}: {copies} second copies of a picture left out", stacklevel=3)
@@ -80,9 +105,38 @@ class Jaffe:
             )
 
 
-def _item(stem: str, name: str) -> Item:
+def read_ratings(path: Path) -> dict[str, tuple[float, ...]]:
+    """Shares of the seven classes by picture; the second table (fear excluded) has a column less and is passed over."""
+    if not path.is_file():
+        raise DataError(f"data.source.ratings={path} does not exist; name JAFFE's table of ratings, or null")
+    found: dict[str, tuple[float, ...]] = {}
+    for line in path.read_text("latin-1").splitlines():
+        if match := RATING.fullmatch(line.strip()):
+            means = [float(word) for word in match[1].split()]
+            if not all(1 <= mean <= 5 for mean in means):
+                raise DataError(f"{path.name} has the line {line.strip()!r}; expected means of 1 to 5")
+            found.setdefault(f"{match[2]}.{match[3]}", shares(means))
+    if not found:
+        raise DataError(f"{path} has no line like `1 2.87 2.52 2.10 1.97 1.97 2.06 KM-NE1`")
+    return found
+
+
+def shares(means: Sequence[float]) -> tuple[float, ...]:
+    """Each mean's excess over 1 (not at all), and for neutral what the largest excess leaves to 4, over their sum."""
+    excess = {name: mean - 1 for name, mean in zip(RATED, means, strict=True)}
+    excess["neutral"] = 4 - max(excess.values())
+    total = sum(excess.values())
+    return tuple(excess[name] / total for name in Jaffe.classes)
+
+
+def _picture(stem: str) -> str:
+    """KA.AN1 of KA.AN1.39."""
+    return stem.rpartition(".")[0]
+
+
+def _item(stem: str, name: str, votes: tuple[float, ...] | None) -> Item:
     subject, code = stem.split(".")[:2]
-    return Item(name, EXPRESSIONS.index(expression(code[:2])), subject)
+    return Item(name, EXPRESSIONS.index(expression(code[:2])), subject, votes=votes)
 
 
 def _is_jaffe(name: str) -> bool:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from fer_lab.data.faces import USAGES, DataError, Index, digest
 
 Positions = NDArray[np.int64]
+Fold = int | str
+"""The number of a fold; "all" for what trains every one of them."""
 
 
 @dataclass(frozen=True)
@@ -96,19 +98,34 @@ class Holdout:
 
 
 class KFold:
-    """Fold `fold` of `folds` tests, the next one validates, the others train; stratified, and grouped by subject."""
+    """Fold `fold` of `folds` tests, the next one validates, the others train; stratified, and grouped by subject.
 
-    def __init__(self, folds: int = 5, fold: int = 0, seed: int = 42, mix_subjects: bool = False) -> None:
+    With `train_on_all` the validating fold trains, too, for a learner that needs nobody to choose its best epoch: only
+    the test figures then say how good it is.
+    """
+
+    def __init__(
+        self,
+        folds: int = 5,
+        fold: Fold = 0,
+        seed: int = 42,
+        mix_subjects: bool = False,
+        train_on_all: bool = False,
+    ) -> None:
         if folds < 3:
             raise DataError(
                 f"split.folds={folds}: at least 3 are needed (one tests, one validates, one trains)"
             )
         self.folds, self.fold, self.seed, self.mix_subjects = folds, fold, seed, mix_subjects
+        self.train_on_all = train_on_all
+
+    def fold_count(self, index: Index) -> int:
+        return self.folds
 
     def __call__(self, index: Index) -> Split:
         from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-        within(self.fold, self.folds, "folds")
+        fold = within(self.fold, self.folds, "folds")
         grouped = index.has_subjects and not self.mix_subjects
         splitter = (StratifiedGroupKFold if grouped else StratifiedKFold)(
             self.folds, shuffle=True, random_state=self.seed
@@ -118,37 +135,53 @@ class KFold:
             parts = [held for _, held in splitter.split(np.zeros(len(index)), index.labels, groups)]
         except ValueError as error:
             raise DataError(f"split.folds={self.folds} does not fit {index.name}: {error}") from None
-        return rotate(index, parts, self.fold, "kfold", self.mix_subjects)
+        return rotate(index, parts, fold, "kfold", self.mix_subjects, self.train_on_all)
 
 
 class LeaveOneSubjectOut:
-    """Subject number `fold` (in name order) tests, the next one validates, the others train."""
+    """Subject number `fold` (in name order) tests, the next one validates, the others train; with `train_on_all` the
+    validating one, too, as in KFold."""
 
-    def __init__(self, fold: int = 0) -> None:
-        self.fold = fold
+    def __init__(self, fold: Fold = 0, train_on_all: bool = False) -> None:
+        self.fold, self.train_on_all = fold, train_on_all
 
-    def __call__(self, index: Index) -> Split:
+    def fold_count(self, index: Index) -> int:
+        return len(self.subjects(index))
+
+    def subjects(self, index: Index) -> list[str]:
         if not index.has_subjects:
             raise DataError(f"{index.name} names no subjects; choose split=official, holdout or kfold")
-        subjects = np.array(index.subjects)
-        names = np.unique(subjects)
+        names = sorted({str(subject) for subject in index.subjects})
         if len(names) < 3:
             raise DataError(f"{index.name} has {len(names)} subjects; leave_one_subject_out needs at least 3")
-        within(self.fold, len(names), "subjects")
-        parts = [np.flatnonzero(subjects == name) for name in names]
-        return rotate(index, parts, self.fold, "leave_one_subject_out", mix_subjects=False)
+        return names
+
+    def __call__(self, index: Index) -> Split:
+        names = self.subjects(index)
+        fold = within(self.fold, len(names), "subjects")
+        parts = [np.flatnonzero(np.array(index.subjects) == name) for name in names]
+        return rotate(index, parts, fold, "leave_one_subject_out", False, self.train_on_all)
 
 
-def within(fold: int, count: int, what: str) -> None:
-    if not 0 <= fold < count:
-        raise DataError(f"split.fold={fold}; expected 0..{count - 1} ({count} {what})")
+def within(fold: Fold, count: int, what: str) -> int:
+    if fold == "all":
+        raise DataError(
+            f"split.fold=all trains {count} nets ({count} {what}), which python -m fer_lab.train does; "
+            f"a sweep, a probe or a benchmark takes one of them: split.fold=0..{count - 1}"
+        )
+    if not isinstance(fold, int) or not 0 <= fold < count:
+        raise DataError(f"split.fold={fold}; expected 0..{count - 1} ({count} {what}), or all")
+    return fold
 
 
-def rotate(index: Index, parts: Sequence[Positions], fold: int, name: str, mix_subjects: bool) -> Split:
-    """Part `fold` tests, the one after it validates, the rest trains."""
+def rotate(
+    index: Index, parts: Sequence[Positions], fold: int, name: str, mix_subjects: bool, train_on_all: bool
+) -> Split:
+    """Part `fold` tests, the one after it validates, the rest trains; `train_on_all`: all but the first train."""
     following = (fold + 1) % len(parts)
-    train = np.concatenate([held for number, held in enumerate(parts) if number not in (fold, following)])
-    return part(index, np.sort(train), parts[following], parts[fold], name, mix_subjects)
+    idle = (fold,) if train_on_all else (fold, following)
+    train = np.concatenate([held for number, held in enumerate(parts) if number not in idle])
+    return part(index, np.sort(train), parts[following], parts[fold], name, mix_subjects, train_on_all)
 
 
 def draw(
@@ -169,7 +202,13 @@ def draw(
 
 
 def part(
-    index: Index, train: Positions, validation: Positions, test: Positions, name: str, mix_subjects: bool
+    index: Index,
+    train: Positions,
+    validation: Positions,
+    test: Positions,
+    name: str,
+    mix_subjects: bool,
+    train_on_all: bool = False,
 ) -> Split:
     """The Split, checked: parts not empty, and people on one side only unless that was asked for by name."""
     if not len(train) or not len(validation):
@@ -180,7 +219,8 @@ def part(
     shared: set[str] = set()
     if index.has_subjects:
         people = [{str(index.subjects[row]) for row in rows} for rows in (train, validation, test)]
-        shared = (people[0] & people[1]) | (people[0] & people[2]) | (people[1] & people[2])
+        shared = (people[0] & people[2]) | (people[1] & people[2])
+        shared |= set() if train_on_all else people[0] & people[1]
     if shared and not mix_subjects:
         raise DataError(
             f"split={name} puts {len(shared)} people of {index.name} on both sides ({', '.join(sorted(shared)[:5])} …): "

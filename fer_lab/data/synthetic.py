@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_lab.data.draw import draw
+from fer_lab.data.draw import affect, draw
 from fer_lab.data.faces import EXPRESSIONS, USAGES, DataError, Item, digest
 from fer_lab.data.portrait import DRAWER_VERSION
 
@@ -42,13 +42,15 @@ class Synthetic:
             for number in range(count):
                 subject = f"person{people + number // self.per_person:05d}"
                 name = f"{usage}/{subject}/{number:06d}"
-                listed.append(Item(name, number % len(self.classes), subject, usage))
+                label = number % len(self.classes)
+                mood = affect(self.seed, self._position(usage, number), self.classes[label])
+                listed.append(Item(name, label, subject, usage, affect=mood))
             people += -(-count // self.per_person)
         return listed
 
     def stamp(self) -> str:
         settings = (self.counts, self.size, self.channels, self.classes, self.per_person, self.seed)
-        return digest(f"synthetic {DRAWER_VERSION} {settings} numpy {np.__version__}")
+        return digest(f"synthetic with affect {DRAWER_VERSION} {settings} numpy {np.__version__}")
 
     def content(self, item: Item) -> bytes:
         return f"{DRAWER_VERSION} {self.seed} {self.size} {self.channels} {item}".encode()
@@ -56,5 +58,9 @@ class Synthetic:
     def pixels(self, item: Item) -> NDArray[np.uint8]:
         usage, person, number = item.name.split("/")
         expression = self.classes[item.label]
-        position = USAGES.index(usage) * 10**9 + int(number)
+        position = self._position(usage, int(number))
         return draw(self.seed, int(person[6:]), position, expression, self.size, self.channels).pixels
+
+    @staticmethod
+    def _position(usage: str, number: int) -> int:
+        return USAGES.index(usage) * 10**9 + number

@@ -35,7 +35,7 @@ def bootstrap(
 
     It is called `resamples` times; for figures of a confusion matrix `bootstrap_confusion` is far faster.
     """
-    members = _members(count, groups)
+    members = group_members(count, groups)
     if len(members) < 2:
         return Interval(float("nan"), float("nan"))
     generator = np.random.default_rng(seed)
@@ -43,7 +43,7 @@ def bootstrap(
     for row in range(resamples):
         drawn = generator.integers(len(members), size=len(members))
         values[row] = metric(drawn if groups is None else np.concatenate([members[one] for one in drawn]))
-    return _percentiles(values, level)
+    return percentiles(values, level)
 
 
 def bootstrap_confusion(
@@ -62,7 +62,7 @@ def bootstrap_confusion(
     groups a sum of the groups' matrices with multinomial weights.
     """
     labels, predicted = np.asarray(labels, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
-    members, size = _members(len(labels), groups), classes**2
+    members, size = group_members(len(labels), groups), classes**2
     cells = labels * classes + predicted
     generator = np.random.default_rng(seed)
     if groups is None:
@@ -74,7 +74,7 @@ def bootstrap_confusion(
     values = confusion_metrics(torch.from_numpy(drawn.reshape(resamples, classes, classes)))
     if len(members) < 2:
         return dict.fromkeys(values, Interval(float("nan"), float("nan")))
-    return {name: _percentiles(value.numpy(), level) for name, value in values.items()}
+    return {name: percentiles(value.numpy(), level) for name, value in values.items()}
 
 
 def bootstrap_probabilities(
@@ -111,7 +111,7 @@ def bootstrap_probabilities(
     }
 
 
-def _members(count: int, groups: Sequence[str | None] | None) -> list[NDArray[np.int64]]:
+def group_members(count: int, groups: Sequence[str | None] | None) -> list[NDArray[np.int64]]:
     """The positions of each group, or one position per item where there are none."""
     if count == 0:
         raise ValueError("no items: an interval of an empty split is undefined; check the split's sizes")
@@ -127,7 +127,7 @@ def _members(count: int, groups: Sequence[str | None] | None) -> list[NDArray[np
     return np.split(np.argsort(owner, kind="stable"), np.cumsum(np.bincount(owner))[:-1])
 
 
-def _percentiles(values: NDArray[np.float64], level: float) -> Interval:
+def percentiles(values: NDArray[np.float64], level: float) -> Interval:
     """Of the resamples where the figure is defined."""
     values = values[~np.isnan(values)]
     if len(values) == 0:

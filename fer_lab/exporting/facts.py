@@ -32,10 +32,12 @@ class FileError(ValueError):
 @dataclass(frozen=True)
 class Facts:
     """What a user of the file has to know: pixels (batch, channels, size, size), uint8 0..255 (three channels: RGB),
-    become probabilities (batch, len(classes)) in the order of `classes`, averaged over the test-time `views`.
+    become probabilities (batch, len(classes)) in the order of `classes`, averaged over the test-time `views`. Where
+    `affect`, valence and arousal in -1..1 are two more columns, or all where there are no `classes`.
 
     Preprocessing is inside. `checkpoint` is the SHA-256 of the weights that the run kept, `commit` that of the code
-    which trained it, `versions` those of the packages that exported it.
+    which trained it, `versions` those of the packages that exported it. The probabilities are as the net was trained;
+    where a report fitted a `temperature`, their logarithms divided by it, through a softmax again, are calibrated.
     """
 
     run: str
@@ -43,12 +45,14 @@ class Facts:
     classes: tuple[str, ...]
     size: int
     channels: int
+    affect: bool = False
     views: str = "none"
     crop: int | None = None
     precision: str = "float32"
     commit: str = ""
     checkpoint: str = ""
     versions: Mapping[str, str] | None = None
+    temperature: float | None = None
 
     def as_text(self) -> dict[str, str]:
         """Strings alone, for ONNX keeps nothing else: what is no string is JSON."""
@@ -81,8 +85,9 @@ class Facts:
 
 
 class Difference(NamedTuple):
-    """How far a file is from the trained net in its probabilities: `largest` over so many faces, between which the
-    trained net's own differ by up to `spread`; on `agreeing` of them the same expression comes first."""
+    """How far a file is from the trained net in its predictions: `largest` over so many faces, between which the
+    trained net's own differ by up to `spread`; on `agreeing` of them the same expression comes first, or, of a net that
+    tells none, valence and arousal lie in the same quadrant."""
 
     largest: float
     spread: float
@@ -100,15 +105,19 @@ class Difference(NamedTuple):
             )
 
 
-def compare(found: Tensor, expected: Tensor) -> Difference:
-    """Both (B, K) probabilities."""
+def compare(found: Tensor, expected: Tensor, classes: int) -> Difference:
+    """Both (B, O) predictions, of which the first `classes` columns are probabilities."""
     if found.shape != expected.shape:
         raise ExportError(
-            f"probabilities are {tuple(found.shape)}, the trained net's {tuple(expected.shape)}; nothing was written"
+            f"predictions are {tuple(found.shape)}, the trained net's {tuple(expected.shape)}; nothing was written"
         )
+
+    def said(of: Tensor) -> Tensor:
+        return of[:, :classes].argmax(1, keepdim=True) if classes else of.sign()
+
     return Difference(
         largest=float((found.double() - expected.double()).abs().max()),
         spread=float((expected.max(0).values - expected.min(0).values).max()),
-        agreeing=int((found.argmax(1) == expected.argmax(1)).sum()),
+        agreeing=int((said(found) == said(expected)).all(1).sum()),
         faces=len(expected),
     )

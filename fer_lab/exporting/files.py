@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 class Trained(NamedTuple):
     """The net to write, and what its files are held against: real faces (B, C, S, S) uint8 and what the trained net
-    itself made of them (B, K)."""
+    itself made of them (B, K | 2 | K + 2)."""
 
     predictor: Predictor
     facts: Facts
@@ -44,6 +44,7 @@ class Written(NamedTuple):
 
 
 Run = Callable[[Tensor], Tensor]
+NO_TEXT = "text weights are of nets that tell expressions alone; this one tells valence and arousal"
 
 
 def check(name: str, run: Run, trained: Trained, precision: str = "float32") -> Difference:
@@ -51,7 +52,7 @@ def check(name: str, run: Run, trained: Trained, precision: str = "float32") -> 
     sizes = [1, len(trained.pixels) - 1] if len(trained.pixels) > 1 else [1]
     with torch.no_grad():
         found = torch.cat([run(part) for part in trained.pixels.split(sizes)])
-    difference = compare(found, trained.expected)
+    difference = compare(found, trained.expected, len(trained.facts.classes))
     difference.refuse_above(ALLOWED[precision], name)
     return difference
 
@@ -97,6 +98,8 @@ def write_onnx(traced: ExportedProgram, trained: Trained, stage: Path) -> Writte
 
 def write_text(_: ExportedProgram, trained: Trained, stage: Path) -> Written:
     """Held against the trained net as the net that comes out of the text again."""
+    if trained.facts.affect:
+        raise CannotExport(NO_TEXT)
     chain = chain_of(trained.predictor.net)
     text.write(chain, trained.predictor.preprocess, trained.facts, stage)
     predictor, _facts = predictor_of_text(stage)
@@ -116,6 +119,8 @@ def why_not(name: str, trained: Trained) -> str:
     """Why this net on this machine has no file of the format `name`; empty where it has."""
     if name == "onnx":
         return onnx.missing()
+    if name == "text" and trained.facts.affect:
+        return NO_TEXT
     if name == "text":
         try:
             chain_of(trained.predictor.net)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-INPUT, OUTPUT = "pixels", "probabilities"
+INPUT = "pixels"
 
 
 def missing() -> str:
@@ -29,11 +29,12 @@ def save(exported: ExportedProgram, path: Path, facts: Facts) -> None:
     import onnx
     import torch
 
+    output = "predictions" if facts.affect else "probabilities"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         made = torch.onnx.export(
-            exported, (), dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False
+            exported, (), dynamo=True, input_names=[INPUT], output_names=[output], verbose=False
         )
     assert made is not None
     shape = made.model.graph.inputs[0].shape
@@ -45,7 +46,7 @@ def save(exported: ExportedProgram, path: Path, facts: Facts) -> None:
 
 
 class OnnxProgram:
-    """Pixels (B, channels, size, size) uint8 -> probabilities (B, K), by ONNX Runtime on the CPU."""
+    """Pixels (B, channels, size, size) uint8 -> probabilities (B, K), or what its facts say, by ONNX Runtime on the CPU."""
 
     def __init__(self, path: str | Path, threads: int | None = None) -> None:
         import onnxruntime
@@ -68,5 +69,5 @@ class OnnxProgram:
     def __call__(self, pixels: Tensor) -> Tensor:
         import torch
 
-        (found,) = self.session.run([OUTPUT], {INPUT: pixels.numpy()})
+        (found,) = self.session.run(None, {INPUT: pixels.numpy()})
         return torch.from_numpy(found)

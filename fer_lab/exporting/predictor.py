@@ -1,9 +1,10 @@
-"""The trained net as users need it: from pixels to probabilities, with nothing in it that only training needs."""
+"""The trained net as users need it: from pixels to predictions, with nothing in it that only training needs."""
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -20,22 +21,34 @@ ROUNDING = 1e-4
 """How far folding may move a logit, as a share of the largest one."""
 
 
-class Predictor(nn.Module):
-    """Pixels (B, C, S, S) uint8 -> probabilities (B, K), averaged over the test-time `views`, which go through
-    the net as one batch: its graph holds the net once."""
+def softmax(outputs: Tensor) -> Tensor:
+    return torch.softmax(outputs.float(), dim=-1)
 
-    def __init__(self, net: nn.Module, preprocess: Preprocess, views: str, crop: int | None) -> None:
+
+class Predictor(nn.Module):
+    """Pixels (B, C, S, S) uint8 -> what `predictions` makes of the net's outputs (B, O): probabilities, unless a task
+    says otherwise. Averaged over the test-time `views`, which go through the net as one batch: its graph holds the
+    net once."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        preprocess: Preprocess,
+        views: str,
+        crop: int | None,
+        predictions: Callable[[Tensor], Tensor] = softmax,
+    ) -> None:
         super().__init__()
-        self.net, self.preprocess, self.views = net, preprocess, views
+        self.net, self.preprocess, self.views, self.predictions = net, preprocess, views, predictions
         self.augment = Augment(crop=crop)
 
     def forward(self, pixels: Tensor) -> Tensor:
         views = self.augment.test_views(pixels, self.views)  # (V, B, C, s, s) in 0..1
         count = views.shape[0]
         if count == 1:
-            return torch.softmax(self.net(self.preprocess(views[0])).float(), dim=-1)
-        logits = self.net(self.preprocess(views.flatten(0, 1))).float()  # (V * B, K)
-        return torch.softmax(logits, dim=-1).unflatten(0, (count, pixels.shape[0])).mean(0)
+            return self.predictions(self.net(self.preprocess(views[0])))
+        outputs = self.net(self.preprocess(views.flatten(0, 1)))  # (V * B, O)
+        return self.predictions(outputs).unflatten(0, (count, pixels.shape[0])).mean(0)
 
 
 class Folded(NamedTuple):

@@ -21,7 +21,7 @@ FACTS = "facts.json"
 
 
 class Program:
-    """Pixels (B, channels, size, size) uint8 -> probabilities (B, K); `facts` say which and of what."""
+    """Pixels (B, channels, size, size) uint8 -> probabilities (B, K) or more; `facts` say which and of what."""
 
     def __init__(self, exported: ExportedProgram, facts: Facts) -> None:
         self.exported, self.facts = exported, facts

@@ -45,6 +45,7 @@ def write(chain: Chain, preprocess: Preprocess, facts: Facts, folder: Path) -> l
         "mean": preprocess.mean.flatten().tolist(),
         "std": preprocess.std.flatten().tolist(),
         "per_image": preprocess.per_image,
+        "clip": preprocess.clip,
     }
     content = {"layers": chain.layers, "preprocess": normalise, "facts": asdict(facts)}
     (folder / NET).write_text(json.dumps(content, indent=1))

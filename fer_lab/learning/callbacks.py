@@ -59,6 +59,14 @@ class Checkpoints(Checkpoint):  # Lightning calls these last, so the monitored s
                 f"monitor={self.monitor} is not logged; choices: {', '.join(pl_module.logged)}"
             )
 
+        mine = (self.folder.name, trainer.current_epoch)
+        alike = trainer.strategy.broadcast(mine) == mine
+        if not trainer.strategy.reduce_boolean_decision(alike, all=True):
+            raise LearningError(
+                "the processes of this run do not train the same: on one machine the code, the files, the last "
+                "checkpoint or the memory differ (+data.stream=true for all, if it is the memory)"
+            )
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, FerModule)
         if self.monitor not in trainer.callback_metrics:
@@ -68,13 +76,12 @@ class Checkpoints(Checkpoint):  # Lightning calls these last, so the monitored s
         score = self.sign * float(trainer.callback_metrics[self.monitor])
         if score > self.best_score or self.best_epoch < 0 or math.isnan(self.best_score):
             self.best_score, self.best_epoch = score, trainer.current_epoch
-            frozen = {name for name, value in pl_module.net.named_parameters() if not value.requires_grad}
             self.best_state = {
                 name: value.detach().cpu().clone()
                 for name, value in pl_module.judged.state_dict().items()
-                if name not in frozen
+                if name not in pl_module.never_learning
             }
-        if time.monotonic() >= self.next_write:
+        if trainer.strategy.broadcast(time.monotonic() >= self.next_write):  # all processes together
             start = time.monotonic()
             self.write(trainer, pl_module)
             took = time.monotonic() - start
@@ -90,14 +97,17 @@ class Checkpoints(Checkpoint):  # Lightning calls these last, so the monitored s
         if trainer.logger is not None:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             trainer.logger.log_metrics({**metrics, "epoch": trainer.current_epoch})
-        replace(self.last, trainer.save_checkpoint)
+        part = self.last.with_name(f"{self.last.name}.part")
+        trainer.save_checkpoint(part)  # the first process writes, the others wait for it
+        if trainer.is_global_zero:
+            part.replace(self.last)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, FerModule)
         self.write_best(pl_module)
 
     def write_best(self, pl_module: FerModule) -> None:
-        if self.best_state is not None:
+        if self.best_state is not None and pl_module.trainer.is_global_zero:
             state = {**pl_module.judged.state_dict(), **self.best_state}
             replace(self.best, lambda path: torch.save(state, path))
             self.best_state = None
@@ -105,11 +115,10 @@ class Checkpoints(Checkpoint):  # Lightning calls these last, so the monitored s
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        frozen = {name for name, value in pl_module.named_parameters() if not value.requires_grad}
+        assert isinstance(pl_module, FerModule)
+        frozen = {f"net.{name}" for name in pl_module.never_learning}
         checkpoint["state_dict"] = {
-            name: value
-            for name, value in checkpoint["state_dict"].items()
-            if name not in frozen or name.startswith("average.")
+            name: value for name, value in checkpoint["state_dict"].items() if name not in frozen
         }
 
     def state_dict(self) -> dict[str, Any]:

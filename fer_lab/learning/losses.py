@@ -1,4 +1,4 @@
-"""Cross entropy for hard and soft labels, with class weights and label smoothing."""
+"""Cross entropy for hard and soft labels; concordance and squared error for valence and arousal."""
 
 from __future__ import annotations
 
@@ -20,6 +20,31 @@ def cross_entropy(
     if labels.is_floating_point():
         labels = labels.to(logits.dtype)
     return functional.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+
+
+def concordance_loss(predicted: Tensor, true: Tensor) -> Tensor:
+    """1 - concordance correlation over the batch, mean of valence and arousal; (B, 2) each, nan where undefined.
+
+    Concordance is 2 cov(x, y) / (var x + var y + (mean x - mean y)^2) with moments divided by n (Lin 1989,
+    Biometrics 45:255). A dimension with fewer than two defined values in the batch is worth a zero that has gradients.
+    """
+    known = ~true.isnan()
+    count = known.sum(0)  # (2,)
+    share = known / count.clamp_min(1)
+    x, y = predicted.float(), true.float().nan_to_num()
+    mean_x, mean_y = (share * x).sum(0), (share * y).sum(0)
+    off_x, off_y = x - mean_x, y - mean_y
+    covariance = (share * off_x * off_y).sum(0)
+    spread = (share * (off_x.square() + off_y.square())).sum(0) + (mean_x - mean_y).square()
+    concordance = 2 * covariance / (spread + 1e-8)  # both constant and equal: 0 / 0
+    return torch.where(count > 1, 1 - concordance, 0.0 * covariance).mean()
+
+
+def squared_error(predicted: Tensor, true: Tensor) -> Tensor:
+    """Mean over the defined values of (B, 2); a zero that has gradients where none is."""
+    known = ~true.isnan()
+    error = (predicted.float() - true.float().nan_to_num()).square() * known
+    return error.sum() / known.sum().clamp_min(1)
 
 
 def class_weights(kind: str | Sequence[float] | None, counts: Sequence[int]) -> Tensor | None:

@@ -13,14 +13,16 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from fer_lab.data.faces import Faces
-from fer_lab.learning.optimizers import parameter_groups
-from fer_lab.learning.tasks import Emotion
+from fer_lab.learning.rates import Rates
+from fer_lab.learning.sharing import share_buffers, whole_batch
+from fer_lab.learning.tasks import Task
 from fer_lab.models.preprocess import Preprocess
-from fer_lab.models.weights import hold_frozen
+from fer_lab.models.weights import frozen_parts, hold_frozen, unfreeze
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
-LossSum = tuple[Tensor, Tensor, int]
-Scores = Callable[[Tensor, Tensor], dict[str, float]]
+LossSum = tuple[Tensor, Tensor | None, int]
+Outputs = tuple[Tensor, Tensor, Tensor | None, Tensor]
+Scores = Callable[[Tensor, Tensor, Tensor | None], dict[str, float]]
 
 
 class Diverged(RuntimeError):
@@ -48,30 +50,34 @@ class FerModule(pl.LightningModule):
     """Learns `task` with `net`, which has a `backbone` and a `head`.
 
     `optimizer` takes parameter groups, `scheduler` an optimizer with epochs= and steps_per_epoch=, `scores`
-    the logits (N, K) and labels (N,) of a whole validation part.
+    the outputs (N, O), labels (N,) and affect (N, 2) of a whole validation part.
     With `ema` (decay per step, 0..1) an exponential moving average of the weights is what is validated,
-    kept and exported.
+    kept and exported. `rates` say which part learns how fast and from when on.
     """
 
     def __init__(
         self,
         net: nn.Module,
-        task: Emotion,
+        task: Task,
         preprocess: Preprocess,
         optimizer: Callable[..., Optimizer],
         scores: Scores,
         scheduler: Callable[..., dict[str, Any]] | None = None,
         ema: float | None = None,
         seed: int = 0,
+        rates: Rates | None = None,
     ) -> None:
         super().__init__()
         self.net, self.task, self.preprocess = net, task, preprocess
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.scores, self.seed = scores, seed
+        self.scores, self.seed, self.rates = scores, seed, rates or Rates()
+        self.frozen = frozen_parts(net)  # when training begins
         self.average = AveragedModel(net, multi_avg_fn=moving_average(ema), use_buffers=True) if ema else None
+        if self.average is not None:
+            self.average.requires_grad_(False)  # DDP would wait for its gradients
         self.strict_loading = False  # checkpoints leave frozen weights out
         self.train_sums: list[LossSum] = []
-        self.outputs: list[tuple[Tensor, Tensor]] = []
+        self.outputs: list[Outputs] = []  # of a validation epoch: outputs, labels, affect and positions
 
     @property
     def judged(self) -> nn.Module:
@@ -81,11 +87,20 @@ class FerModule(pl.LightningModule):
     @property
     def logged(self) -> tuple[str, ...]:
         """What an epoch logs, and so what can choose the best one."""
-        names = self.scores(torch.eye(2), torch.arange(2))
-        return ("train/loss", "train/accuracy", "val/loss", *(f"val/{name}" for name in names))
+        outputs = torch.eye(2, self.task.outputs(2))
+        names = [f"val/{name}" for name in self.scores(outputs, torch.arange(2), torch.eye(2))]
+        trained = () if self.task.logits(outputs) is None else ("train/accuracy",)
+        return ("train/loss", *trained, "val/loss", *names)
+
+    @property
+    def never_learning(self) -> frozenset[str]:
+        """Names of the net's parameters that stay as they came: no checkpoint holds them."""
+        if self.rates.unfreeze is not None:
+            return frozenset()
+        return frozenset(name for name, value in self.net.named_parameters() if not value.requires_grad)
 
     def forward(self, faces: Faces, net: nn.Module | None = None) -> Tensor:
-        """Logits (B, K), or (V, B, K) where the images are V test-time views."""
+        """The net's outputs (B, O), or (V, B, O) where the images are V test-time views."""
         net = net if net is not None else self.net
         if faces.features is not None:
             return net.head(faces.features)  # type: ignore[operator]
@@ -96,18 +111,25 @@ class FerModule(pl.LightningModule):
     def on_fit_start(self) -> None:
         self.train()  # Lightning leaves modes as they are, and a frozen batch norm must not learn
 
+    def on_train_epoch_start(self) -> None:
+        if self.rates.unfreeze is not None:  # by the epoch alone: a resumed run goes on alike
+            unfreeze(self.net, self.frozen, self.current_epoch // self.rates.unfreeze)
+            self.train()
+
     def on_train_batch_start(self, batch: Faces, batch_idx: int) -> None:
-        if batch_idx == 0:  # dropout repeats itself when an interrupted epoch is trained again
-            torch.manual_seed(1_000_003 * self.seed + self.current_epoch)
+        if (
+            batch_idx == 0
+        ):  # dropout repeats itself when an interrupted epoch is trained again, and differs by process
+            torch.manual_seed(1_000_003 * self.seed + self.current_epoch + 500_009 * self.global_rank)
 
     def training_step(self, faces: Faces, batch_idx: int) -> Tensor:
-        logits = self(faces)
-        loss = self.task.loss(logits, faces.labels)
+        outputs, faces = whole_batch(self(faces), faces)
+        loss = self.task.loss(outputs, faces)
         if self.device.type == "cpu" or batch_idx % 50 == 0:  # reading a loss stalls a GPU
             self.refuse_divergence(loss.detach())
         count = len(faces.labels)
         self.train_sums.append(
-            (loss.detach() * count, self.task.correct(logits.detach(), faces.labels), count)
+            (loss.detach() * count, self.task.correct(outputs.detach(), faces.labels), count)
         )
         return loss
 
@@ -142,30 +164,42 @@ class FerModule(pl.LightningModule):
         self.train_sums.clear()
         mean_loss = float(torch.stack(losses).sum()) / sum(counts)
         self.refuse_divergence(mean_loss)
-        self.log_dict(
-            {
-                "train/loss": mean_loss,
-                "train/accuracy": float(torch.stack(correct).sum()) / sum(counts),
-                "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
-            }
-        )
+        figures = {"train/loss": mean_loss, "lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
+        if correct[0] is not None:  # the task tells expressions
+            figures["train/accuracy"] = float(torch.stack(correct).sum()) / sum(counts)
+        self.log_dict(figures)
+
+    def on_validation_start(self) -> None:
+        if self.trainer.world_size > 1:
+            share_buffers(self)
 
     def validation_step(self, faces: Faces, batch_idx: int) -> None:
-        logits = self(faces, self.judged)
-        self.outputs.append((logits.mean(0) if logits.ndim == 3 else logits, faces.labels))
+        outputs = self(faces, self.judged)
+        outputs, faces = whole_batch(outputs.mean(0) if outputs.ndim == 3 else outputs, faces)
+        self.outputs.append((outputs, faces.labels, faces.affect, faces.positions))
 
     def on_validation_epoch_end(self) -> None:
-        logits, labels = (torch.cat(parts).cpu() for parts in zip(*self.outputs, strict=True))
+        found, targets, affects, places = zip(*self.outputs, strict=True)
         self.outputs.clear()
-        loss = self.task.loss(logits.to(self.device, torch.float32), labels.to(self.device))
+        outputs, labels, positions = torch.cat(found).float(), torch.cat(targets), torch.cat(places)
+        affect = None if affects[0] is None else torch.cat(affects)
+        faces = Faces(positions, labels, positions, affect=affect)  # the loss looks at no images
+        loss = self.task.loss(outputs, faces)
         self.refuse_divergence(loss, "validation")
-        scores = self.scores(logits.float(), labels)
-        self.log_dict({"val/loss": float(loss), **{f"val/{name}": value for name, value in scores.items()}})
+        scores = self.scores(outputs.cpu(), labels.cpu(), None if affect is None else affect.cpu())
+        figures = {"val/loss": float(loss), **{f"val/{name}": value for name, value in scores.items()}}
+        self.log_dict(self.trainer.strategy.broadcast(figures))  # machines may differ in the last bit
 
     @torch.inference_mode()
     def probabilities(self, faces: Faces) -> Tensor:
         """(B, K) of the judged net, averaged over the test-time views."""
         found = self.task.probabilities(self(faces, self.judged))
+        return found.mean(0) if found.ndim == 3 else found
+
+    @torch.inference_mode()
+    def predictions(self, faces: Faces) -> Tensor:
+        """The probabilities, valence and arousal that the task has, (B, K | 2 | K + 2), averaged likewise."""
+        found = self.task.predictions(self(faces, self.judged))
         return found.mean(0) if found.ndim == 3 else found
 
     def train(self, mode: bool = True) -> FerModule:
@@ -177,10 +211,11 @@ class FerModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         try:
-            optimizer = self.make_optimizer(parameter_groups(self.net))
+            epochs = self.trainer.max_epochs or 1
+            self.rates.refuse_without_effect(self.net, self.frozen, epochs)
+            optimizer = self.rates.optimizer(self.make_optimizer, self.net, self.trainer.world_size)
             if self.make_scheduler is None:
                 return optimizer
-            epochs = self.trainer.max_epochs or 1
             steps = -(-int(self.trainer.estimated_stepping_batches) // epochs)
             schedule = self.make_scheduler(optimizer, epochs=epochs, steps_per_epoch=steps)
         except ValueError as error:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fer_lab.models.weights import parts
+
 
 class SGDW(torch.optim.SGD):
     """SGD with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 1).
@@ -55,10 +57,18 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         if lr <= 0 or adam_lr <= 0:
             raise ValueError(f"lr={lr} and adam_lr={adam_lr} must be above 0")
-        every = [one for part in params for one in (part["params"] if isinstance(part, dict) else [part])]
-        inner = [parameter for parameter in every if parameter.ndim == 4 and parameter.shape[1] > 3]
-        rest = [parameter for parameter in every if not (parameter.ndim == 4 and parameter.shape[1] > 3)]
-        groups = [{"params": inner, "lr": lr, "adam": False}, {"params": rest, "lr": adam_lr, "adam": True}]
+        by_scale: dict[float, list[Tensor]] = {}  # of layer-wise rates
+        for part in params:
+            scale, tensors = (
+                (part.get("lr_scale", 1.0), part["params"]) if isinstance(part, dict) else (1.0, [part])
+            )
+            by_scale.setdefault(scale, []).extend(tensors)
+        groups: list[dict[str, Any]] = []
+        for scale, every in by_scale.items():
+            inner = [one for one in every if one.ndim == 4 and one.shape[1] > 3]
+            rest = [one for one in every if not (one.ndim == 4 and one.shape[1] > 3)]
+            groups.append({"params": inner, "lr": lr, "adam": False, "lr_scale": scale})
+            groups.append({"params": rest, "lr": adam_lr, "adam": True, "lr_scale": scale})
         shared = {"momentum": momentum, "betas": tuple(betas), "weight_decay": weight_decay}
         super().__init__([group for group in groups if group["params"]], shared)
 
@@ -109,14 +119,32 @@ def orthogonal(matrix: Tensor, steps: int = 4) -> Tensor:
     return (x.T if tall else x).float()
 
 
-def parameter_groups(module: nn.Module, weight_decay: float | None = None) -> list[dict[str, Any]]:
+def parameter_groups(
+    module: nn.Module, weight_decay: float | None = None, layer_decay: float = 1.0, frozen: bool = False
+) -> list[dict[str, Any]]:
     """The learning parameters of `module` as optimizer groups: one that decays, one (biases, norms) that does not.
 
-    Without `weight_decay` the first group takes the optimizer's own. Empty groups are left out.
+    Without `weight_decay` the first group takes the optimizer's own. With a `layer_decay` below 1 there are two for the
+    head and for each child of the backbone, from above; they have an `lr_scale`, the share of the learning rate that is
+    theirs. `frozen` takes in what does not learn now. Empty groups are left out.
     """
-    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    decaying: dict[str, Any] = {"params": [parameter for parameter in learning if parameter.ndim > 1]}
-    if weight_decay is not None:
-        decaying["weight_decay"] = weight_decay
-    steady = {"params": [parameter for parameter in learning if parameter.ndim <= 1], "weight_decay": 0.0}
-    return [group for group in (decaying, steady) if group["params"]]
+    groups = []
+    for scale, part in scaled_parts(module, layer_decay):
+        learning = [parameter for parameter in part.parameters() if parameter.requires_grad or frozen]
+        decaying: dict[str, Any] = {"params": [parameter for parameter in learning if parameter.ndim > 1]}
+        if weight_decay is not None:
+            decaying["weight_decay"] = weight_decay
+        steady = {"params": [parameter for parameter in learning if parameter.ndim <= 1], "weight_decay": 0.0}
+        shares = {} if layer_decay == 1 else {"lr_scale": scale}
+        groups += [{**group, **shares} for group in (decaying, steady) if group["params"]]
+    return groups
+
+
+def scaled_parts(module: nn.Module, layer_decay: float) -> list[tuple[float, nn.Module]]:
+    if layer_decay == 1:
+        return [(1.0, module)]
+    from_above = reversed([module.get_submodule(name) for name in parts(module)])
+    return [
+        (1.0, module.get_submodule("head")),
+        *((layer_decay**place, part) for place, part in enumerate(from_above, start=1)),
+    ]

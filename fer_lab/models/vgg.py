@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torchvision.models import VGG16_BN_Weights, VGG16_Weights, VGG19_BN_Weights, VGG19_Weights, WeightsEnum
 from torchvision.models.vgg import cfgs, make_layers
@@ -18,7 +21,8 @@ class Vgg(nn.Module):
     """Colour images (B, 3, size, size), size >= 32 -> logits (B, classes).
 
     The backbone gives (B, 512, size // 32, size // 32); torchvision's pooling to 7x7 is left out, as in R0,
-    so at 224 the dense layers see the same 25088 numbers and at 48 only 512.
+    so at 224 the dense layers see the same 25088 numbers and at 48 only 512. `hidden` are the widths of the dense
+    layers with ReLU and dropout: one in R0, several in R2.
     Raises ValueError for another depth, channel count or a side below 32.
     """
 
@@ -33,7 +37,7 @@ class Vgg(nn.Module):
         batch_norm: bool = False,
         channels: int = 3,
         dropout: float = 0.5,
-        hidden: int = 512,
+        hidden: int | Sequence[int] = 512,
     ) -> None:
         super().__init__()
         if (depth, batch_norm) not in WEIGHTS:
@@ -46,13 +50,11 @@ class Vgg(nn.Module):
             raise ValueError(f"images of {size} pixels vanish in VGG's five poolings; the side must be >= 32")
         self.imagenet = WEIGHTS[depth, batch_norm]
         self.backbone = make_layers(cfgs["D" if depth == 16 else "E"], batch_norm=batch_norm)
-        self.head = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(512 * (size // 32) ** 2, hidden),
-            nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, classes),
-        )
+        widths = [512 * (size // 32) ** 2, *([hidden] if isinstance(hidden, int) else hidden)]
+        self.head = nn.Sequential(nn.Flatten())
+        for before, after in pairwise(widths):
+            self.head.extend([nn.Linear(before, after), nn.ReLU(inplace=True), nn.Dropout(dropout)])
+        self.head.append(nn.Linear(widths[-1], classes))
         for layer in self.backbone:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -37,7 +38,9 @@ def load_weights(net: nn.Module, spec: str | Path | None) -> Loaded:
     if spec is None:
         return Loaded()
     state = imagenet(net) if spec == "imagenet" else read(Path(spec).expanduser())
-    state = rename(state, getattr(net, "torchvision_backbone", None))
+    state = rename(
+        state, getattr(net, "torchvision_backbone", None), getattr(net, "torchvision_renamed", None)
+    )
     own = net.state_dict()
     fits = {name for name in own if name in state and state[name].shape == own[name].shape}
     _refuse_misfit(own, state, fits, spec)
@@ -56,7 +59,7 @@ def imagenet(net: nn.Module) -> State:
     weights = getattr(net, "imagenet", None)
     if weights is None:
         raise WeightsError(
-            f"{type(net).__name__} has no ImageNet weights (the vgg16/19 models have). {CHOICES}."
+            f"{type(net).__name__} has no ImageNet weights (the vgg, resnet50 and densenet models have). {CHOICES}."
         )
     place = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
@@ -96,11 +99,17 @@ def checkpointed_net(state: State) -> State:
     return state
 
 
-def rename(state: State, torchvision_backbone: str | None) -> State:
-    """torchvision's names as ours: its feature layers begin with `torchvision_backbone`, ours with `backbone.`."""
+def rename(
+    state: State, torchvision_backbone: str | None, torchvision_renamed: tuple[str, str] | None = None
+) -> State:
+    """torchvision's names as ours: its feature layers begin with `torchvision_backbone`, ours with `backbone.`.
+
+    `torchvision_renamed` is a pattern and what it became, where its files have other names than its nets."""
     if torchvision_backbone is None or any(name.startswith("backbone.") for name in state):
         return state
     start = torchvision_backbone
+    if torchvision_renamed:
+        state = {re.sub(*torchvision_renamed, name): value for name, value in state.items()}
     return {
         f"backbone.{name[len(start) :]}" if name.startswith(start) else name: value
         for name, value in state.items()
@@ -137,30 +146,75 @@ def _patience(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def freeze(net: nn.Module, what: str | int) -> tuple[str, ...]:
-    """Stop the learning of "none", the whole "backbone" or its first N children that have parameters.
+def parts(net: nn.Module) -> list[str]:
+    """The children of the backbone that have parameters, by name and from below: "backbone.conv1", …"""
+    children = net.get_submodule("backbone").named_children()
+    return [f"backbone.{name}" for name, part in children if has_parameters(part)]
 
-    Returns the names of the frozen modules, e.g. ("backbone.0", "backbone.2"). Call `hold_frozen` after every
-    `net.train()`: batch norm and dropout do not ask for gradients.
+
+def has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def freeze(net: nn.Module, what: str | int) -> tuple[str, ...]:
+    """Stop the learning of "none", the whole "backbone", its first N parts, or all that comes before a module in it.
+
+    A module is named as in "layer4.2.conv2", and what comes before it goes by the order in which the net lists its
+    modules. Returns the names of the frozen modules, e.g. ("backbone.0", "backbone.2"). Call `hold_frozen` after
+    every `net.train()`: batch norm and dropout do not ask for gradients.
     """
-    parts = {
-        f"backbone.{name}": part
-        for name, part in net.get_submodule("backbone").named_children()
-        if any(True for _ in part.parameters())
-    }
+    all_parts, name = parts(net), str(what).removeprefix("backbone.")
     if what == "none":
         frozen: list[str] = []
     elif what == "backbone":
         frozen = ["backbone"]
-    elif str(what).isdecimal() and not isinstance(what, bool) and int(what) <= len(parts):
-        frozen = list(parts)[: int(what)]
+    elif str(what).isdecimal() and not isinstance(what, bool) and int(what) <= len(all_parts):
+        frozen = all_parts[: int(what)]
+    elif isinstance(what, str) and not what.isdecimal() and is_inside(net, name):
+        frozen = before(net, name)
     else:
         raise WeightsError(
-            f"model.freeze={what} is not none, backbone or a number in 0..{len(parts)} ({', '.join(parts)})"
+            f"model.freeze={what} is not none, backbone or a number in 0..{len(all_parts)} ({', '.join(all_parts)}), "
+            "nor a module in the backbone, before which all is to be frozen"
         )
     for name in frozen:
         net.get_submodule(name).requires_grad_(False)
     return tuple(frozen)
+
+
+def is_inside(net: nn.Module, name: str) -> bool:
+    return bool(name) and name in dict(net.get_submodule("backbone").named_modules())
+
+
+def before(net: nn.Module, name: str) -> list[str]:
+    """The largest modules of the backbone that come whole before `name` and have parameters."""
+    found, place = [], "backbone"
+    for step in name.split("."):
+        for child, part in net.get_submodule(place).named_children():
+            if child == step:
+                break
+            if has_parameters(part):
+                found.append(f"{place}.{child}")
+        place = f"{place}.{step}"
+    return found
+
+
+def frozen_parts(net: nn.Module, place: str = "backbone") -> list[str]:
+    """The largest modules inside the backbone of which nothing learns, from below: what `unfreeze` takes."""
+    found = []
+    for child, part in net.get_submodule(place).named_children():
+        learning = [parameter.requires_grad for parameter in part.parameters()]
+        if learning and not any(learning):
+            found.append(f"{place}.{child}")
+        elif not all(learning):
+            found += frozen_parts(net, f"{place}.{child}")
+    return found
+
+
+def unfreeze(net: nn.Module, frozen: Sequence[str], count: int) -> None:
+    """Let the topmost `count` of the `frozen` parts of the backbone learn, and no other of them."""
+    for place, name in enumerate(reversed(frozen), start=1):
+        net.get_submodule(name).requires_grad_(place <= count)
 
 
 def hold_frozen(net: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torchvision.transforms import functional as tv
 from torchvision.transforms.functional import InterpolationMode
 
 from fer_lab.data.augment import Augment, crop_and_flip, crop_corner, warp
-from fer_lab.data.faces import DataError
+from fer_lab.data.faces import DataError, Faces
 
 STANDARD = {"flip": 0.5, "rotation": 10, "shift": 0.1, "zoom": (0.9, 1.1), "crop": 40, "erasing": 0.5}
 
@@ -21,6 +21,10 @@ def generator(seed=0):
 
 def faces(count=6, channels=1, side=48, seed=0):
     return torch.randint(0, 256, (count, channels, side, side), dtype=torch.uint8, generator=generator(seed))
+
+
+def batch(images, labels, affect=None):
+    return Faces(images, labels, torch.arange(len(labels)), affect=affect)
 
 
 @pytest.mark.parametrize(
@@ -194,26 +198,38 @@ def test_erasing_takes_as_much_as_torchvisions_on_average():
 def test_mixup_mixes_labels_as_it_mixes_images():
     labels = torch.arange(7).repeat(4)
     images = (labels / 6)[:, None, None, None].expand(28, 1, 4, 4)
-    mixed, soft = Augment(mixup=1.0).mix(images, labels, 7, generator())
+    affect = torch.stack([labels / 6, 1 - labels / 3], dim=1)
+    faces = Augment(mixup=1.0).mix(batch(images, labels, affect), 7, generator())
+    mixed, soft, mood = faces.images, faces.labels, faces.affect
     torch.testing.assert_close(soft.sum(1), torch.ones(28))
     value = (soft * torch.arange(7) / 6).sum(1)
     torch.testing.assert_close(mixed, value[:, None, None, None].expand_as(mixed))
+    torch.testing.assert_close(mood, torch.stack([value, 1 - 2 * value], dim=1))
     assert soft.gt(0).sum(1).max() == 2
-    again, _ = Augment(mixup=1.0).mix(images, torch.nn.functional.one_hot(labels, 7).float(), 7, generator())
-    assert torch.equal(mixed, again)
+    shares = torch.nn.functional.one_hot(labels, 7).float()
+    assert torch.equal(mixed, Augment(mixup=1.0).mix(batch(images, shares), 7, generator()).images)
+
+
+def test_mixup_with_an_undefined_affect_is_undefined():
+    labels, affect = torch.arange(64), torch.zeros(64, 2)
+    affect[:8] = float("nan")
+    mixed = Augment(mixup=1.0).mix(batch(torch.zeros(64, 1, 2, 2), labels, affect), 64, generator())
+    touched = mixed.labels[:, :8].gt(0).any(1)
+    assert 8 < int(touched.sum()) <= 16
+    assert torch.equal(mixed.affect.isnan(), touched[:, None].expand(64, 2))
 
 
 def test_mixup_weights_follow_the_beta_distribution_and_zero_leaves_all_alone():
     labels, images, source = torch.tensor([0, 1]), torch.zeros(2, 1, 2, 2), generator()
     weights = []
     while len(weights) < 1500:
-        soft = Augment(mixup=0.4).mix(images, labels, 2, source)[1]
+        soft = Augment(mixup=0.4).mix(batch(images, labels), 2, source).labels
         if float(soft[0, 1]) > 0:  # a partner other than itself
             weights.append(float(soft[0, 0]))
     assert np.mean(weights) == pytest.approx(0.5, abs=0.05)
     assert np.var(weights) == pytest.approx(1 / (4 * (2 * 0.4 + 1)), rel=0.1)
-    same_images, same_labels = Augment().mix(images, labels, 2, source)
-    assert same_images is images and same_labels is labels
+    same = batch(images, labels)
+    assert Augment().mix(same, 2, source) is same
 
 
 @pytest.mark.parametrize("crop", [40, 43])
@@ -314,7 +330,8 @@ def test_images_that_the_crop_does_not_fit_are_refused(shape):
 def test_all_the_work_is_done_where_the_images_are(settings):
     augment, images = Augment(**settings), faces().to("meta")  # torch refuses to mix devices
     views = augment.apply(images, augment.draw(6, generator()))
-    mixed, soft = augment.mix(views, torch.zeros(6, dtype=torch.long, device="meta"), 7, generator())
+    labels = torch.zeros(6, dtype=torch.long, device="meta")
+    mixed, soft, *_ = augment.mix(batch(views, labels), 7, generator())
     assert (
         views.device
         == mixed.device

@@ -18,6 +18,7 @@ from PIL import Image
 
 from fer_lab.data import cache, decoding
 from fer_lab.data.cache import Cache, open_cache
+from fer_lab.data.crop import Crop
 from fer_lab.data.draw import draw, write_folder
 from fer_lab.data.faces import DataError
 from fer_lab.data.folder import Folder
@@ -239,7 +240,7 @@ def test_unreadable_files_are_bad_files(folder: Path, tmp_path: Path) -> None:
     victim = folder / items[3].name
     rows = np.lib.format.open_memmap(tmp_path / "rows.npy", "w+", np.uint8, (len(items), 1, 8, 8))
     victim.unlink()
-    bad = decoding.fill(source, items, tmp_path / "rows.npy", 0, lambda count: None)
+    bad = decoding.fill(source, items, tmp_path / "rows.npy", 0, lambda count: None, Crop())
     assert bad == [(3, "unreadable (No such file or directory)")] and rows[4].any()
 
 

@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from hydra.utils import get_object
+from omegaconf import OmegaConf
 from PIL import Image
 from sklearn.linear_model import RidgeClassifier
 
+from fer_lab.cli import CONF
 from fer_lab.data import portrait
 from fer_lab.data.draw import draw, main
 from fer_lab.data.faces import EXPRESSIONS, DataError
+from fer_lab.data.layouts import LAYOUTS
 from fer_lab.data.synthetic import Synthetic
 
 
@@ -134,3 +138,19 @@ def test_the_command_draws_the_same_again_and_says_what_comes_next(drawn_jaffe: 
     assert done.stdout.endswith("False\n"), "torch was imported"
     for path in drawn_jaffe.iterdir():
         assert path.read_bytes() == (tmp_path / "new" / path.name).read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:.*(results will not compare|faces left out)")
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "jaffe"])
+def test_every_layout_is_drawn_by_name_and_read_by_the_data_set_of_that_name(
+    layout: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([layout, str(tmp_path), "--faces", "22"]) == 0
+    said = capsys.readouterr().out
+    assert f"python -m fer_lab.train data={layout} data.root={tmp_path}\n" in said
+    count = int(said.split()[0])
+    settings = OmegaConf.load(CONF / f"data/{layout}.yaml")
+    target = get_object(settings.source._target_)
+    items = target(str(tmp_path)).items()
+    assert 22 < count <= 33 and 0.6 * count < len(items) <= count
+    assert {"train", "test"} <= {item.usage for item in items}

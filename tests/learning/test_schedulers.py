@@ -149,3 +149,18 @@ def test_every_group_keeps_its_own_rate(make):
     make(optimizer, epochs=2, steps_per_epoch=STEPS)
     first, second = (group["lr"] for group in optimizer.param_groups)
     assert second == pytest.approx(10 * first)
+
+
+def test_r4s_four_cycles_of_twelve_epochs():
+    """lr .025, 48 epochs, worked out by hand: cos(45°) = .7071068, cos(90°) = 0, cos(165°) = -.9659258."""
+    by_hand = {
+        0: 0.025, 3: 0.0213388, 6: 0.0125, 9: 0.0036612,
+        12: 0.0175, 15: 0.0149372, 18: 0.00875, 24: 0.01225, 30: 0.006125,
+        36: 0.008575, 42: 0.0042875, 47: 0.0001461,
+    }  # fmt: skip
+    found = rates(sgdr, 48, cycles=[12], decay=0.7)[::STEPS]
+    ours = {epoch: found[epoch] * 0.25 for epoch in by_hand}  # rates() begins at .1
+    assert ours == pytest.approx(by_hand, abs=5e-8)
+    # "70% smaller", as its text says, is decay=0.3: .025, .0075, .00225, .000675
+    starts = rates(sgdr, 48, cycles=[12], decay=0.3)[:: 12 * STEPS]
+    assert [0.25 * start for start in starts] == pytest.approx([0.025, 0.0075, 0.00225, 0.000675])
