@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lab.cli import UsageError, choices_of
-from fer_lab.ours import OurRun, Ours, composed, differences, record, recorded, same, together
+from fer_lab.ours import OurRun, Ours, composed, differences, record, recorded, said_by, same, together
 from fer_lab.tables import Table, bounds, percent, write
 
 PLACE = Path(__file__).with_name("anchors.yaml")
@@ -30,7 +30,8 @@ HEADER = ("system", "what", "protocol", "metric", "theirs", "ours", "difference"
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a figure was taken: `part` of our split answers it, `count` faces judge (None: not said)."""
+    """How a figure was taken: `part` of our split answers it, `count` faces judge (None: not said), `by_subject` where
+    they are several of each person, so that their number alone gives no interval."""
 
     data: str
     part: str
@@ -38,11 +39,13 @@ class Protocol:
     count: int | None = None
     classes: int | None = None
     ours: tuple[str, ...] = ()
+    by_subject: bool = False
 
 
 @dataclass(frozen=True)
 class Anchor:
-    """A published figure: one `value` (with its 95% `interval` where given) or a `range`; neither where none is stated."""
+    """A published figure: one `value` (with its 95% `interval` where given) or a `range`; neither where none is stated.
+    `starts_from` is the data set of the net whose weights it starts from."""
 
     system: str
     protocol: Protocol
@@ -55,6 +58,7 @@ class Anchor:
     range: tuple[float, float] | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     why: str = ""
+    starts_from: str | None = None
 
     @property
     def best_last(self) -> int:
@@ -68,14 +72,15 @@ class Anchor:
 
     @property
     def spread(self) -> tuple[float, float]:
-        """Its 95% interval: as given, else the binomial one of an accuracy of so many faces, else nan."""
+        """Its 95% interval: as given, else the binomial one of an accuracy of so many independent faces, else nan."""
         from fer_lab.evaluation.binomial import wilson
 
         if self.interval:
             return self.interval
-        if self.value is None or not self.protocol.count or self.metric != "accuracy":
+        protocol = self.protocol
+        if self.value is None or not protocol.count or protocol.by_subject or self.metric != "accuracy":
             return math.nan, math.nan
-        return wilson(self.value, self.protocol.count)
+        return wilson(self.value, protocol.count)
 
     @property
     def theirs(self) -> str:
@@ -163,8 +168,8 @@ def agrees(run: OurRun, wanted: Mapping[str, str]) -> bool:
 
 
 def marks(anchor: Anchor, ours: Ours) -> list[str]:
-    """What keeps ours from standing beside the anchor: other faces, another split or, where it should reproduce the
-    anchor, other settings. Weights of another run are what a recipe asks for that is two commands."""
+    """What keeps ours from standing beside the anchor: other faces, another split, a start from faces that judge or,
+    where it should reproduce the anchor, other settings, a recipe that has changed or a start from other data."""
     run, count = ours.runs[0], ours.scores[0].count
     found = (
         [] if run.drawn is False else ["drawn faces" if run.drawn else "the data are gone: drawn or real?"]
@@ -173,22 +178,34 @@ def marks(anchor: Anchor, ours: Ours) -> list[str]:
         found.append(f"on {run.data}")
     if anchor.protocol.count and abs(count - anchor.protocol.count) > 0.01 * anchor.protocol.count:
         found.append(f"on {count:,} faces, not {anchor.protocol.count:,}")
-    settings = {key: text for key, text in deviations(anchor, run).items() if not lends(text)}
+    found += [
+        f"{one.run}, which it started from, learned {one.seen:,} of them" for one in run.lenders if one.seen
+    ]
     reproduces = run.recipe == anchor.recipe
+    settings = deviations(anchor, run)
     return found + [text for key, text in settings.items() if reproduces or key.startswith(SAME_FACES)]
 
 
-def lends(text: str) -> bool:
-    """Whether a change is the weights of another run."""
-    return text.startswith("model.weights=") and ("=runs:/" in text or text.endswith("/best.pt"))
-
-
 def deviations(anchor: Anchor, run: OurRun) -> dict[str, str]:
-    """What the run does otherwise than its recipe and the anchor's own overrides."""
+    """What the run does otherwise than its recipe and the anchor's own overrides; a recipe that has changed since."""
     wanted = expected(anchor, run.recipe)
     other = {key: f"{key}={value}" for key, value in run.changes.items() if key not in wanted}
     missing = {key: f"without {key}={value}" for key, value in wanted.items() if key not in run.changes}
-    return other | missing
+    changed = {"recipe": "recipe changed since"} if run.recipe_changed else {}
+    found = other | missing | changed
+    if run.lenders and asks_for_weights(anchor, run.recipe):
+        found.pop("model.weights", None)
+        if anchor.starts_from and anchor.starts_from != run.lenders[0].data:
+            found["model.weights"] = f"not from a net of {anchor.starts_from}"
+    return found
+
+
+def asks_for_weights(anchor: Anchor, recipe: str) -> bool:
+    """Whether the recipe, or the anchor that it reproduces, starts from the net of another run."""
+    if recipe == anchor.recipe and anchor.starts_from:
+        return True
+    own = str(said_by(recipe)["model"].get("weights") if recipe in choices_of("recipe") else "")
+    return own == "???" or own.startswith("runs:/")
 
 
 def verdict(anchor: Anchor, ours: Ours) -> tuple[str, str]:
@@ -225,12 +242,18 @@ def written(anchor: Anchor, ours: Ours) -> str:
     spread = "" if ours.deviation is None else f" ± {anchor.say(ours.deviation)}"
     low, high = ours.interval
     around = "" if math.isnan(low) else f" [{anchor.say(low)}, {anchor.say(high)}]"
-    seeds = f", {len(ours.runs)} seeds" if len(ours.runs) > 1 else ""
+    seeds = f"{len(ours.runs)} seeds" if len(ours.runs) > 1 else "one seed: its spread is not in it"
     marked = marks(anchor, ours)
     warning = f" NOT COMPARABLE: {', '.join(marked)}" if marked else ""
     settings = [text for text in deviations(anchor, ours.runs[0]).values() if text not in marked]
-    source = ", ".join([ours.runs[0].recipe, *settings, *clean(anchor, ours)])
-    return f"{anchor.say(ours.mean)}{spread}{around} ({source}{seeds}){warning}"
+    source = ", ".join([ours.runs[0].recipe, *settings, *origins(ours.runs[0]), seeds, *clean(anchor, ours)])
+    return f"{anchor.say(ours.mean)}{spread}{around} ({source}){warning}"
+
+
+def origins(run: OurRun) -> list[str]:
+    """The data of the nets that it started from, the nearest first."""
+    found = [one.data or f"data that nobody knows ({one.run} is not at hand)" for one in run.lenders]
+    return [f"from a net of {' of one of '.join(found)}"] if found else []
 
 
 def clean(anchor: Anchor, ours: Ours) -> list[str]:
@@ -282,9 +305,11 @@ def described(anchor: Anchor) -> str:
 
 
 NOTE = (
-    "Shares in per cent, [95% interval]; ± is the standard deviation between seeds. Difference: ours minus theirs, with "
-    "the interval of both where theirs is known, else of ours alone; on the same faces it is too wide, never too narrow. "
-    "beaten / below: it excludes 0."
+    "Shares in per cent, [95% interval]; ± is the standard deviation between seeds. Ours: the faces, and of several seeds "
+    "their spread (Student's t); of one seed the faces alone. Theirs: as published, else of the number of faces that judge; "
+    "one net, so the spread of its seeds is not in it. Difference: ours minus theirs, with the interval of both. On the "
+    "same faces it is too wide for those two nets; theirs counts as exact where it has no interval (several faces of each "
+    "person, or no count), and is too narrow then. beaten / below: it excludes 0, of one seed for that net alone."
 )
 
 

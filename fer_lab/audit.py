@@ -18,7 +18,7 @@ def audit(cfg: DictConfig) -> Path:
     from fer_lab.clean import audit_command
     from fer_lab.evaluation.audits import Copies, folder_of, write_audit
     from fer_lab.evaluation.contact import sheets
-    from fer_lab.evaluation.findings import STEPS, findings, listed, manifest_of, release_of, step
+    from fer_lab.evaluation.findings import STEPS, by_class, findings, listed, manifest_of, release_of, step
     from fer_lab.evaluation.leaks import FLOOR, find_copies
 
     if not FLOOR <= cfg.threshold <= 1:
@@ -40,6 +40,7 @@ def audit(cfg: DictConfig) -> Path:
         found=facts,
         remarks=remarks,
         release=release_of(source),
+        classes=by_class(items, source),
         steps=[step(one, pairs, index, split) for one in sorted({*STEPS, cfg.threshold})],
         sheets=sheets(found.groups, index, split, images, cfg.groups),
         command=command,

@@ -6,7 +6,7 @@ import hashlib
 import json
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import hydra
 from hydra.utils import get_object
@@ -14,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fer_lab.cli import UsageError
 from fer_lab.data.faces import USAGES, digest
+from fer_lab.identity import decisive
 from fer_lab.ranks import local_rank
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from fer_lab.learning.module import FerModule, Scores
     from fer_lab.learning.tasks import Task
 
+T = TypeVar("T")
+
 ALLOWED = (
     "fer_lab.data.",
     "fer_lab.models.",
@@ -37,20 +40,7 @@ ALLOWED = (
 )
 """Modules whose classes (and schedules) a config may name; one read back from a run cannot reach further."""
 
-WITH_AFFECT = "data=synthetic, data=affectnet and data=affectnet_old have them"
-
-WITHOUT_EFFECT = (
-    "name",
-    "rerun",
-    "threads",
-    "runs_dir",
-    "cache_dir",
-    "cache_features",
-    "tracking",
-    "data.root",
-    "data.source.root",
-)
-"""Keys that cannot change what a run learns: they are no part of its signature."""
+WITH_AFFECT = "choose a data set that has them"
 
 
 def instantiate(config: Any, **given: Any) -> Any:
@@ -102,31 +92,47 @@ class Loaded(NamedTuple):
     parts: tuple[Part, ...]
 
 
-def load_data(cfg: DictConfig) -> Loaded:
-    """The files are looked at once in a process: trials of a sweep share what they found."""
-    names = ("source", "size", "channels", "bad", "crop", "margin", "limit", "exclude")
-    sections = [OmegaConf.select(cfg, name) for name in (*(f"data.{name}" for name in names), "split")]
-    sections = [
-        OmegaConf.to_container(one, resolve=True) if OmegaConf.is_config(one) else one for one in sections
-    ]
-    key = json.dumps([*sections, str(cfg.cache_dir)])
-    if key not in _loaded:
-        _loaded[key] = load_data_anew(cfg)
-    return _loaded[key]
+DECODED = ("cache_dir", *(f"data.{name}" for name in ("source", "size", "channels", "bad", "crop", "margin")))
+"""Keys that decide what the decoded pictures are."""
 
+KEPT = 8
+"""Data sets, and splits of them, that a process comes back to; a sweep over seeds or limits puts the oldest out."""
 
+_caches: dict[str, Cache] = {}
 _loaded: dict[str, Loaded] = {}
 
 
-def load_data_anew(cfg: DictConfig) -> Loaded:
-    from fer_lab.clean import without_leaks
-    from fer_lab.data.cache import open_cache
-    from fer_lab.data.splits import split_within
+def load_data(cfg: DictConfig) -> Loaded:
+    """The files are looked at once in a process: trials of a sweep and folds share what they found."""
+    key = text_of(cfg, *DECODED, "data.limit", "data.exclude", "split")
+    return kept(_loaded, key, lambda: load_data_anew(cfg))
 
-    source = instantiate(cfg.data.source)
+
+def text_of(cfg: DictConfig, *keys: str) -> str:
+    values = (OmegaConf.select(cfg, key) for key in keys)
+    return json.dumps(
+        [
+            OmegaConf.to_container(one, resolve=True) if OmegaConf.is_config(one) else str(one)
+            for one in values
+        ]
+    )
+
+
+def kept(store: dict[str, T], key: str, make: Callable[[], T]) -> T:
+    """What `make` gave for this key, if it is among the last few that were asked for."""
+    found = store.pop(key) if key in store else make()
+    while len(store) >= KEPT:
+        del store[next(iter(store))]
+    store[key] = found
+    return found
+
+
+def decoded(cfg: DictConfig) -> Cache:
+    from fer_lab.data.cache import open_cache
+
     data = cfg.data
-    cache = open_cache(
-        source,
+    return open_cache(
+        instantiate(data.source),
         data.size,
         data.channels,
         Path(cfg.cache_dir),
@@ -134,6 +140,13 @@ def load_data_anew(cfg: DictConfig) -> Loaded:
         crop=data.get("crop", "none"),
         margin=data.get("margin", 0.0),
     )
+
+
+def load_data_anew(cfg: DictConfig) -> Loaded:
+    from fer_lab.clean import without_leaks
+    from fer_lab.data.splits import split_within
+
+    cache = kept(_caches, text_of(cfg, *DECODED), lambda: decoded(cfg))
     index = cache.index
     split = split_within(instantiate(cfg.split), index, cfg.data.limit)
     split = without_leaks(cfg, index, split)
@@ -177,15 +190,12 @@ def build_data(cfg: DictConfig, to_learn: bool = True) -> FaceData:
 
 
 def streams(cfg: DictConfig, cache: Cache) -> bool:
-    """Whether an epoch goes through the images by parts: +data.stream=true|false, else where they are larger than half
-    of the memory. Kept in the config, since it changes the order of an epoch."""
-    from fer_lab.data.stream import is_too_large
+    """Whether an epoch goes through the images by parts: as data.stream says, else by the size of the set alone, since
+    it changes the order of an epoch, and a run may go on on a machine with another memory."""
+    from fer_lab.data.stream import is_large
 
     wanted = cfg.data.get("stream")
-    if wanted is None and is_too_large(cache.images):
-        wanted = True
-        OmegaConf.update(cfg, "data.stream", True, force_add=True)
-    return bool(wanted)
+    return is_large(cache.images) if wanted is None else bool(wanted)
 
 
 def task_of(cfg: DictConfig) -> type[Task]:
@@ -219,6 +229,10 @@ def refuse_wrong_sizes(cfg: DictConfig) -> None:
         "data.limit": (
             cfg.data.limit is None or isinstance(cfg.data.limit, int),
             "a number of faces or null",
+        ),
+        "data.stream": (
+            cfg.data.get("stream") in (None, True, False),
+            "true, false or null, by the size of the set",
         ),
         "ema": (
             cfg.ema is None or (isinstance(cfg.ema, float) and 0 < cfg.ema < 1),
@@ -349,13 +363,4 @@ def file_stamp(path: str | Path | None) -> tuple[int, int]:
 
 def signature(cfg: DictConfig, data: FaceData, weights_digest: str) -> str:
     """The same for two runs that must give the same result: the settings, the data, the starting weights."""
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(settings, dict)
-    for key in WITHOUT_EFFECT:
-        *parents, leaf = key.split(".")
-        section = settings
-        for parent in parents:
-            section = section[parent]
-        section.pop(leaf, None)
-    parts = (data.index.digest, load_data(cfg).split_digest, weights_digest)
-    return digest(OmegaConf.to_yaml(settings, sort_keys=True), *parts)
+    return digest(decisive(cfg), data.index.digest, load_data(cfg).split_digest, weights_digest)

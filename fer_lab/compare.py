@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from fer_lab.evaluation.contrasts import Contrast
     from fer_lab.evaluation.paired import Duel
     from fer_lab.evaluation.uncertainty import Interval
     from fer_lab.finished import Finished, Part
@@ -90,8 +90,8 @@ def common(runs: Sequence[Finished]) -> Field:
 
     from fer_lab.ours import is_drawn
 
-    usage = shared_usage(runs)
-    parts = {run.name: run.parts[usage] for run in runs}
+    usage, called = shared_usage(runs), names_of(runs)
+    parts = {name: run.parts[usage] for name, run in zip(called, runs, strict=True)}
     refuse_other_data(runs, usage)
     places = {name: dict(zip(part.names, range(len(part)), strict=True)) for name, part in parts.items()}
     first, *others = parts.values()
@@ -103,7 +103,7 @@ def common(runs: Sequence[Finished]) -> Field:
     rows = {run: np.array([place[name] for name in names]) for run, place in places.items()}
     number = {run: np.array([classes.index(one) for one in part.classes]) for run, part in parts.items()}
     labels = {run: number[run][part.labels[rows[run]]] for run, part in parts.items()}
-    true = labels[runs[0].name]
+    true = labels[called[0]]
     refuse_other_labels(labels)
     chosen = {run: number[run][part.predicted[rows[run]]] for run, part in parts.items()}
     subjects, notes = subjects_of(runs[0], names)
@@ -113,24 +113,42 @@ def common(runs: Sequence[Finished]) -> Field:
             f"The runs did not judge the same faces ({sizes}): compared on the {len(names):,} of all.",
             *notes,
         ]
+    if usage == "validation":
+        notes = [CHOSEN, *notes]
     data = next(iter(part["name"] for part in runs[0].datasets.values()), "unnamed data")
     data = f"{data}, DRAWN by fer_lab" if is_drawn(runs[0].config) else data
     return Field(data, usage, classes, true, chosen, subjects, notes)
 
 
+CHOSEN = "These are validation faces, which chose the epoch of each run: every figure here flatters."
+
+
+def names_of(runs: Sequence[Finished]) -> list[str]:
+    """The name of each run's folder, or its whole path where another run has the same."""
+    names = [run.name for run in runs]
+    return [str(run.folder.resolve()) if names.count(run.name) > 1 else run.name for run in runs]
+
+
 def shared_usage(runs: Sequence[Finished]) -> str:
-    """test where all runs judged it, else validation."""
+    """test where all runs judged it, else validation; never faces that trained one of them."""
     for usage in ("test", "validation"):
-        if all(usage in run.parts and run.parts[usage].probabilities is not None for run in runs):
+        if all(usage in run.unseen and run.unseen[usage].probabilities is not None for run in runs):
             return usage
-    judged = "; ".join(f"{run.name} judged {' and '.join(run.parts)}" for run in runs)
+    judged = "; ".join(parts_of(run) for run in runs)
     raise UsageError(
-        f"no part of expressions that all runs judged: {judged}; evaluate them on one split first"
+        f"no part of expressions that all runs judged and none was trained on: {judged}; evaluate them on one split first"
     )
 
 
+def parts_of(run: Finished) -> str:
+    """What a run judged, in words."""
+    parts = [part if part in run.unseen else f"{part} (which trained it, too)" for part in run.parts]
+    return f"{run.name} judged {' and '.join(parts)}"
+
+
 def refuse_other_data(runs: Sequence[Finished], usage: str) -> None:
-    names = {run.name: run.datasets.get(usage, {}).get("name") for run in runs}
+    found = (run.datasets.get(usage, {}).get("name") for run in runs)
+    names = dict(zip(names_of(runs), found, strict=True))
     if len(set(names.values()) - {None}) > 1:
         told = ", ".join(f"{name} on {data}" for name, data in names.items())
         raise UsageError(
@@ -186,10 +204,8 @@ def standings(field: Field) -> Table:
                 ", ".join(tied[name]) or "none",
             )
         )
-    drawn, more = "faces", ""
-    if field.subjects:
-        drawn, more = "subjects", ", or an interval of the difference over subjects that includes 0"
-    rule = f"95% intervals by bootstrap over {drawn}; tied: Holm's p of McNemar's test >= 0.05{more}."
+    drawn, test = ("subjects", "the test over subjects") if field.subjects else ("faces", "McNemar's test")
+    rule = f"95% intervals by bootstrap over {drawn}; tied: Holm's p of {test} >= 0.05."
     note = " ".join([rule, *field.notes])
     title = f"{len(field.labels):,} {field.usage} faces of {field.data}"
     return Table(title, ("", "run", "accuracy %", "balanced accuracy %", "tied with"), rows, note)
@@ -230,8 +246,23 @@ def pairs(field: Field) -> Table:
         "Holm p",
         "",
     )
-    note = "p: McNemar's, exact below 25 discordant faces; Holm's correction over all pairs of this table."
-    return Table("Pairs", header, rows, note)
+    return Table("Pairs", header, rows, how_judged(field))
+
+
+def how_judged(field: Field) -> str:
+    """How the pairs are judged, and whether so few subjects can decide one."""
+    from fer_lab.evaluation.paired import ALPHA
+
+    holm = "Holm's correction over all pairs of this table; the intervals are of one pair alone."
+    if not field.subjects:
+        return f"p: McNemar's, exact below 25 discordant faces; {holm}"
+    count = len(set(field.subjects))
+    told = f"p: sign flips of the gains of {count} subjects, exact; {holm}"
+    if len(field.duels) * 2 / 2**count < ALPHA:
+        return told
+    return (
+        f"{told} So few subjects cannot decide between so many runs, whatever the gains: compare fewer runs."
+    )
 
 
 def by_class(field: Field) -> Table:
@@ -256,14 +287,30 @@ def class_gap(field: Field, first: str, second: str, label: int) -> tuple[float,
     """Recall of `first` minus that of `second` on the faces of one class."""
     from fer_lab.evaluation.paired import paired_interval
 
-    faces = field.labels == label
-    one, other = field.right[first][faces], field.right[second][faces]
-    whose = (
-        [subject for subject, kept in zip(field.subjects, faces, strict=True) if kept]
-        if field.subjects
-        else None
-    )
+    one, other, whose = on_class(field, first, second, label)
     return float(one.mean() - other.mean()), paired_interval(one, other, whose)
+
+
+def on_class(
+    field: Field, first: str, second: str, label: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], list[str] | None]:
+    """Which faces of one class each of two runs got right, and whose they are."""
+    faces = field.labels == label
+    whose = [subject for subject, kept in zip(field.subjects or (), faces, strict=False) if kept]
+    return field.right[first][faces], field.right[second][faces], whose or None
+
+
+def class_contrasts(field: Field, first: str, second: str) -> list[Contrast]:
+    """The recall of each class, tied by Holm's p over the classes."""
+    from fer_lab.evaluation.contrasts import Contrast
+    from fer_lab.evaluation.paired import ALPHA, chance, holm
+
+    labels = [label for label in range(len(field.classes)) if (field.labels == label).any()]
+    adjusted = holm([chance(*on_class(field, first, second, label)) for label in labels])
+    return [
+        Contrast(field.classes[label], *class_gap(field, first, second, label), p >= ALPHA)
+        for label, p in zip(labels, adjusted, strict=True)
+    ]
 
 
 def picture(field: Field):  # type: ignore[no-untyped-def]
@@ -274,10 +321,11 @@ def picture(field: Field):  # type: ignore[no-untyped-def]
         Contrast(f"{pair.first}\n− {pair.second}", pair.difference, pair.interval, pair.tied)
         for pair in field.duels
     ]
-    first, second = next(combinations(field.right, 2))
-    classes = []
-    for label, name in enumerate(field.classes):
-        if (field.labels == label).any():
-            gap, interval = class_gap(field, first, second, label)
-            classes.append(Contrast(name, gap, interval, not interval.low * interval.high > 0))
-    return differences([("accuracy", whole), (f"recall: {first}\n− {second}", classes)])
+    first, second = list(field.right)[:2]
+    classes = class_contrasts(field, first, second)
+    return differences(
+        [
+            ("accuracy (grey: tied, Holm over the pairs)", whole),
+            (f"recall: {first}\n− {second} (grey: tied, Holm over the classes)", classes),
+        ]
+    )

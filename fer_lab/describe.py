@@ -100,8 +100,8 @@ def write_faces(record: RunRecord, data: FaceData) -> None:
 def judge_once(cfg: DictConfig, data: FaceData, module: FerModule, record: RunRecord) -> list[Judgement]:
     """Validation and, this one time, test: scores and figures of the best weights into the run."""
     from fer_lab import figures
-    from fer_lab.clean import clean_part, told
-    from fer_lab.evaluate import judge, write, write_scores
+    from fer_lab.clean import clean_part
+    from fer_lab.evaluate import judge, write
     from fer_lab.fit import best_weights, history, outcome_of
     from fer_lab.models.weights import read
 
@@ -117,15 +117,22 @@ def judge_once(cfg: DictConfig, data: FaceData, module: FerModule, record: RunRe
         for path in write(judgement, data, record.folder / "figures"):
             record.artifact(path)
         record.metrics(final_figures(judgement), step=epoch)
-        for clean in clean_part(cfg, judgement, data):
-            record.artifact(write_scores(clean, record.folder / "figures"))
-            count = {f"final/{clean.usage}_count": float(len(clean.rows))}
-            record.metrics(final_figures(clean) | count, step=epoch)
-            print(told(judgement, clean))
+        keep_clean(record, judgement, clean_part(cfg, judgement, data), epoch)
         judgements.append(judgement)
     record.artifact("best.pt")
     record.artifact("fit.json")
     return judgements
+
+
+def keep_clean(record: RunRecord, whole: Judgement, found: list[Judgement], step: int) -> None:
+    """The figures of the faces without copies, where an audit found them, into the run."""
+    from fer_lab.clean import write_clean
+
+    for path in write_clean(whole, found, record.folder / "figures"):
+        record.artifact(path)
+    for clean in found:
+        count = {f"final/{clean.usage}_count": float(len(clean.rows))}
+        record.metrics(final_figures(clean) | count, step=step)
 
 
 def final_figures(judgement: Judgement) -> dict[str, float]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fer_lab.data.datamodule import FaceData
+    from fer_lab.data.faces import Index
+    from fer_lab.data.splits import Split
     from fer_lab.evaluate import Judgement
     from fer_lab.evaluation.uncertainty import Interval
 
@@ -39,16 +41,31 @@ class Told(NamedTuple):
 class Member(NamedTuple):
     """One run, with what it tells of each part; `data` has the faces, at the run's own size."""
 
-    name: str
+    folder: Path
     classes: tuple[str, ...]
     data: FaceData
     parts: Mapping[str, Told]
+    config: DictConfig
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def splits(self) -> list[Split] | None:
+        """What it was trained on and judges: of a cross-validation one split a fold, None where a fold's is gone."""
+        from fer_lab.folds import FOLDS, fold_splits, read_entries
+
+        if not (self.folder / FOLDS).exists():
+            return [self.data.split]
+        return fold_splits(self.folder, read_entries(self.folder), self.data.index)
 
 
 def judge_ensemble(cfg: DictConfig) -> dict[str, Any]:
     """Judges the runs and their mean, part by part; the figures go to runs/ensembles."""
+    from fer_lab.clean import without, write_clean
     from fer_lab.data.faces import digest
-    from fer_lab.evaluate import judgement_of, show, write
+    from fer_lab.evaluate import judgement_of, note_look, show, write
     from fer_lab.tracking.find import find_run
 
     folders = [find_run(str(run), Path(cfg.runs_dir), cfg.tracking.uri) for run in cfg.run]
@@ -68,8 +85,13 @@ def judge_ensemble(cfg: DictConfig) -> dict[str, Any]:
         rows, index = first.parts[usage].rows, first.data.index
         judgements.append(judgement_of(usage, index, rows, values, milliseconds, first.classes))
         write(judgements[-1], first.data, place)
+        copied = copied_for(members, usage, told)
+        clean = [] if copied is None else without(judgements[-1], index, copied)
+        write_clean(judgements[-1], clean, place)
         if first.classes:
-            gains[usage] = compare(members, [one.values for one in told], judgements[-1], index.subjects)
+            gains[usage] = compare(members, [one.values for one in told], judgements[-1], index)
+    for one in members:
+        note_look(one.folder, "ensemble", one.data.index.name, usages_of(members), one.config.views)
     show(judgements, f"the mean of {len(members)} runs")
     (place / "ensemble.json").write_text(
         json.dumps({"runs": [one.name for one in members], "gain": gains}, indent=1)
@@ -110,13 +132,14 @@ def member_of_run(folder: Path, saved: DictConfig, cfg: DictConfig) -> Member:
         if len(rows := getattr(data.split, usage)):
             values = predict(module, data, rows, config.views)
             parts[usage] = Told(rows, values, inference_ms(module, data, rows[:16], config.views))
-    return Member(folder.name, tuple(module.task.classes), data, parts)
+    return Member(folder, tuple(module.task.classes), data, parts, config)
 
 
 def member_of_folds(folder: Path, saved: DictConfig, cfg: DictConfig) -> Member:
     import numpy as np
 
     from fer_lab.build import build_data
+    from fer_lab.evaluate import move
     from fer_lab.evaluation.predictions import read_predictions
     from fer_lab.folds import of_fold
 
@@ -126,16 +149,42 @@ def member_of_folds(folder: Path, saved: DictConfig, cfg: DictConfig) -> Member:
     config = of_fold(saved, 0)
     config.cache_dir = cfg.cache_dir
     if cfg.data.root is not None:
-        config.data.root = cfg.data.root
-    data, found = build_data(copy.deepcopy(config)), read_predictions(path)
+        move(config, cfg.data.root)
+    known = json.loads((folder / "figures/test.json").read_text())
+    data, found = build_data(copy.deepcopy(config)), read_predictions(path, known.get("count"))
     place = {name: row for row, name in enumerate(data.index.names)}
     if missing := [name for name in found.names if name not in place]:
         raise UsageError(
             f"{folder.name} judged {missing[0]} and {len(missing) - 1} others that data.root={config.data.root} lacks"
         )
     rows = np.array([place[name] for name in found.names], dtype=np.int64)
-    milliseconds = json.loads((folder / "figures/test.json").read_text())["inference_ms"]
-    return Member(folder.name, found.classes, data, {"test": Told(rows, found.values, milliseconds)})
+    told = {"test": Told(rows, found.values, known["inference_ms"])}
+    return Member(folder, found.classes, data, told, config)
+
+
+def copied_for(members: list[Member], usage: str, told: list[Told]) -> NDArray[np.bool_] | None:
+    """Which faces of the part have a copy in another part of any member's split; None where nobody knows.
+
+    One audit does for all: their faces have the same names, at whatever size.
+    """
+    import numpy as np
+
+    from fer_lab.clean import audit_of
+    from fer_lab.evaluation.audits import Copies
+
+    audits = (audit_of(one.config, one.data.index) for one in members)
+    if (audit := next((one for one in audits if one), None)) is None:
+        return None
+    masks = []
+    for one, part in zip(members, told, strict=True):
+        if (splits := one.splits) is None:
+            return None
+        copied = np.zeros(len(one.data.index), dtype=bool)
+        for split in splits:
+            copies = Copies.of(audit, one.data.index, split)
+            copied[getattr(split, usage)[copies.leaked(usage)]] = True
+        masks.append(copied[part.rows])
+    return np.any(masks, axis=0)
 
 
 def refuse_other_tasks(members: list[Member]) -> None:
@@ -195,10 +244,10 @@ def compare(
     members: list[Member],
     values: list[NDArray[np.float32]],
     ensemble: Judgement,
-    subjects: tuple[str | None, ...],
+    index: Index,
 ) -> dict[str, Any]:
     """The accuracy of each run, and how much the mean gains over the best of them on the same faces."""
-    from fer_lab.evaluation.uncertainty import bootstrap
+    from fer_lab.evaluation.uncertainty import bootstrap, people_on
 
     width = len(ensemble.classes)
     hits = [found[:, :width].argmax(1) == ensemble.labels for found in values]
@@ -206,10 +255,8 @@ def compare(
     best = max(rates, key=lambda name: rates[name])
     alone = hits[list(rates).index(best)]
     change = (ensemble.probabilities.argmax(1) == ensemble.labels).astype(float) - alone
-    people = {subjects[row] for row in ensemble.rows} if subjects else {None}
-    by_subject = None not in people and len(people) > 1  # of one person only the pictures can be drawn again
-    groups = [subjects[row] for row in ensemble.rows] if by_subject else None
-    interval = bootstrap(lambda drawn: float(change[drawn].mean()), len(change), groups)
+    people = people_on(index, ensemble.rows)
+    interval = bootstrap(lambda drawn: float(change[drawn].mean()), len(change), people)
     say_gain(ensemble.usage, rates, best, float(change.mean()), interval)
     return {"accuracies": rates, "best": best, "gain": float(change.mean()), "interval_95": list(interval)}
 

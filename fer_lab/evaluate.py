@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from fer_lab.evaluation.uncertainty import Interval
     from fer_lab.learning.module import FerModule
 
+LOOKS = "looks.jsonl"
 HEADLINE = (
     "accuracy",
     "balanced_accuracy",
@@ -90,13 +92,13 @@ def judgement_of(
     `predictions` (N, …) are probabilities of `classes` (None: all of the index; none for a net that tells no
     expressions) and then, where there are two more columns, valence and arousal.
     """
+    from fer_lab.evaluation.uncertainty import people_on
+
     classes = index.classes if classes is None else classes
     labels, found = index.labels[rows], predictions[:, : len(classes)]
     affect = predictions[:, len(classes) :] if predictions.shape[1] > len(classes) else None
     truth = None if index.affect is None else index.affect[rows]
-    people = [str(index.subjects[row]) for row in rows] if index.has_subjects else None
-    if people and len(set(people)) == 1:
-        people = None  # of one person only the pictures can be drawn again
+    people = people_on(index, rows)
     told = expression_figures(labels, found, classes, people) if classes else Figures({}, {}, {})
     if affect is not None and truth is not None:
         felt = affect_figures(affect, truth, people)
@@ -195,16 +197,19 @@ def write_scores(judgement: Judgement, folder: Path) -> Path:
         "per_class": judgement.per_class,
         "inference_ms": judgement.inference_ms,
     }
-    path.write_text(json.dumps(content, indent=1))
-    return path
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(content, indent=1))
+    return part.replace(path)
 
 
 def write_predictions(judgement: Judgement, data: FaceData, folder: Path) -> Path:
-    """One row per picture: name, true and predicted expression, a probability of each, valence and arousal."""
+    """One row per picture: name, true and predicted expression, a probability of each, valence and arousal; whole or
+    not at all."""
     path = folder / f"{judgement.usage}_predictions.csv"
-    with path.open("w", newline="") as file:
+    part = path.with_name(f"{path.name}.part")
+    with part.open("w", newline="") as file:
         csv.writer(file).writerows(prediction_rows(judgement, data.index))
-    return path
+    return part.replace(path)
 
 
 def prediction_rows(judgement: Judgement, index: Index) -> Iterator[list[str]]:
@@ -260,22 +265,42 @@ def named(wanted: DictConfig) -> list[str]:
 def overridden(saved: DictConfig, wanted: DictConfig) -> DictConfig:
     """The run's config with what the command line names in place of the run's own."""
     for group in ("data", "split"):
-        named = {key: value for key, value in wanted[group].items() if value is not None}
+        named = {key: value for key, value in wanted.get(group, {}).items() if value is not None}
         whole = "source" in named or "_target_" in named  # a group was chosen, not a key of the run's
         if whole:
             saved[group] = as_trained(saved.data, wanted.data) if group == "data" else named
         else:
             saved[group] = OmegaConf.merge(saved[group], named)
+            if "root" in named:
+                move(saved, named["root"])
     for key in ("views", "threads"):
-        saved[key] = saved[key] if wanted[key] is None else wanted[key]
+        saved[key] = saved[key] if wanted.get(key) is None else wanted[key]
     saved.cache_dir = wanted.cache_dir
     return saved
 
 
+def move(config: DictConfig, root: str) -> None:
+    """A run's config, which names the place of its data twice, with the data in another."""
+    config.data.root = root
+    if "root" in config.data.source:
+        config.data.source.root = root
+
+
 def as_trained(trained: DictConfig, other: DictConfig) -> DictConfig:
-    """Another data set at the run's own size and channels, unless the command line names others."""
-    typed = {text.partition("=")[0] for text in HydraConfig.get().overrides.task}
-    kept = {key: trained[key] for key in ("size", "channels") if f"data.{key}" not in typed}
+    """Another data set at the run's own size, channels and crop of the face, unless the command line names others; the
+    run's own data set as it was, but for the keys that the command line names."""
+    typed = {text.partition("=")[0].lstrip("+") for text in HydraConfig.get().overrides.task}
+    if other.source._target_ == trained.source._target_:
+        named = OmegaConf.create({"data": trained})
+        for key in sorted(key for key in typed if key.startswith("data.")):
+            OmegaConf.update(
+                named, key, OmegaConf.select(OmegaConf.create({"data": other}), key), force_add=True
+            )
+        if "data.root" in typed and "root" in trained.source:
+            named.data.source.root = other.root
+        return named.data
+    crop = ("crop", "margin") if trained.get("crop", "none") != "none" else ()
+    kept = {key: trained[key] for key in ("size", "channels", *crop) if f"data.{key}" not in typed}
     return OmegaConf.merge(other, kept)  # type: ignore[return-value]
 
 
@@ -318,18 +343,29 @@ def rebuild(folder: Path, config: DictConfig) -> tuple[FerModule, FaceData]:
 
 
 def rejudge(folder: Path, config: DictConfig) -> dict[str, Any]:
+    from fer_lab.clean import clean_part, write_clean
+
     module, data = rebuild(folder, config)
     warn_of_trained_faces(folder, config, data)
     usages = [usage for usage in ("validation", "test") if len(getattr(data.split, usage))]
+    note_look(folder, "evaluate", data.index.name, usages, config.views)
     judgements = [judge(module, data, usage, config.views) for usage in usages]
     place = folder / "evaluations" / f"{data.index.name}-{data.split.digest(data.index)[:8]}"
     place.mkdir(parents=True, exist_ok=True)
     for one in judgements:
         write(one, data, place)
+        write_clean(one, clean_part(config, one, data), place)
     show(judgements, folder.name)
     show_calibrated(folder, judgements)
     print(f"figures and predictions are in {place}")
     return {one.usage: dict(one.scores) for one in judgements}
+
+
+def note_look(folder: Path, how: str, data: str, usages: list[str], views: str) -> None:
+    """A line in the run's looks.jsonl: these parts were judged once more, which a report counts."""
+    line = {"time": datetime.now().isoformat(timespec="seconds"), "how": how, "data": data, "views": views}
+    with (folder / LOOKS).open("a") as file:
+        file.write(json.dumps(line | {"parts": usages}) + "\n")
 
 
 def show_calibrated(folder: Path, judgements: list[Judgement]) -> None:

@@ -36,10 +36,13 @@ def explain(cfg: DictConfig) -> Path:
     """Writes maps, filters, feature maps and the net as pictures to runs/ID/explain; checks the maps and says so."""
     refuse_what_cannot_be(cfg)
     from fer_lab.evaluation.explain import last_map, sanity, steps
+    from fer_lab.report import keep
 
     folder, module, data = rebuilt(cfg)
     forward = logits_of(module)
     usage = cfg.usage if len(getattr(data.split, cfg.usage)) else "validation"
+    if usage != cfg.usage:
+        print(f"this split has no {cfg.usage} part: the faces are of validation, which chose the epoch")
     rows, told = chosen(cfg, folder, module, data, usage)
     faces = seen(module, data, rows)
     try:
@@ -51,9 +54,9 @@ def explain(cfg: DictConfig) -> Path:
     draw(module, data, rows, faces, forward, int(cfg.layers), output)
     check = sanity(forward, layer.module, seen(module, data, spread(getattr(data.split, usage), cfg.checked)))
     write_page(output, folder.resolve().name, usage, told, f"{layer.name} ({layer.kind})", check.sentence)
-    kept(folder, cfg, output)
     print(check.sentence)
     print(f"{', '.join(NOTES)} and explain.md are in {output}")
+    keep(folder, cfg, output)
     return output
 
 
@@ -250,15 +253,6 @@ def write_page(output: Path, run: str, usage: str, names: Sequence[str], layer: 
     lines += [f"![{text}]({name})\n\n{text}" for name, text in NOTES.items()]
     lines.append(f"Faces ({usage}), row by row: {', '.join(names)}.")
     (output / "explain.md").write_text("\n\n".join(lines) + "\n", "utf-8")
-
-
-def kept(folder: Path, cfg: DictConfig, output: Path) -> None:
-    """The pictures into the run's record, where the run was judged."""
-    from fer_lab.finished import read_run
-    from fer_lab.report import keep
-
-    if (folder / "figures").is_dir():
-        keep(read_run(folder), cfg, output)
 
 
 if __name__ == "__main__":

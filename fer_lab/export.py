@@ -135,6 +135,8 @@ def facts_of(folder: Path, config: DictConfig, data: FaceData, task: Task) -> Fa
         checkpoint=hashlib.sha256((folder / "best.pt").read_bytes()).hexdigest(),
         versions={name: version(name) for name in ("fer_lab", "torch")},
         temperature=fitted.value if (fitted := read_temperature(folder)) else None,
+        face_crop=str(config.data.get("crop", "none")),
+        margin=float(config.data.margin) if config.data.get("crop", "none") != "none" else 0.0,
     )
 
 

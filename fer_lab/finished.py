@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lab.cli import UsageError
+from fer_lab.evaluation.predictions import read_predictions
 from fer_lab.tracking.record import RunRecord, read_events
 
 JUDGED = ("validation", "test")
@@ -126,35 +126,25 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_part(folder: Path, usage: str) -> Part | None:
-    """The scores and predictions of one part; None where it was not judged."""
+    """The scores and predictions of one part; None where it was not judged. Raises DataError where they are damaged."""
     table, summary = folder / f"{usage}_predictions.csv", read(folder / f"{usage}.json")
     if not table.exists() or not summary:
         return None
-    with table.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    columns = list(rows[0]) if rows else []
-    classes = [name.removeprefix("p_") for name in columns if name.startswith("p_")]
-    places = {name: place for place, name in enumerate(classes)}
+    found = read_predictions(table, summary.get("count"))
+    places = {name: place for place, name in enumerate(found.classes)}
     return Part(
         usage=usage,
-        classes=tuple(classes),
-        names=tuple(row["name"] for row in rows),
-        labels=np.array([places.get(row.get("label", ""), -1) for row in rows], dtype=np.int64),
-        probabilities=numbers(rows, [f"p_{name}" for name in classes]),
-        affect=numbers(rows, ["valence", "arousal"]),
-        true_affect=numbers(rows, ["true_valence", "true_arousal"]),
+        classes=found.classes,
+        names=found.names,
+        labels=np.array([places.get(label, -1) for label in found.labels], dtype=np.int64),
+        probabilities=None if found.probabilities is None else found.probabilities.astype(np.float64),
+        affect=None if found.affect is None else found.affect.astype(np.float64),
+        true_affect=found.true_affect,
         scores=summary.get("scores", {}),
         intervals={name: (low, high) for name, (low, high) in summary.get("intervals_95", {}).items()},
         per_class=summary.get("per_class") or {},
         inference_ms=summary.get("inference_ms"),
     )
-
-
-def numbers(rows: list[dict[str, str]], columns: list[str]) -> NDArray[np.float64] | None:
-    """(N, columns), nan where a cell is empty; None where the table has no such columns."""
-    if not rows or not columns or not set(columns) <= set(rows[0]):
-        return None
-    return np.array([[float(row[name] or "nan") for name in columns] for row in rows])
 
 
 def siblings(run: Finished, runs_dir: Path) -> list[Finished]:
@@ -175,7 +165,7 @@ def siblings(run: Finished, runs_dir: Path) -> list[Finished]:
 
 def settings(config: DictConfig) -> dict[str, Any]:
     """What a run was told, without its seed and without what cannot change what it learns."""
-    from fer_lab.build import WITHOUT_EFFECT
+    from fer_lab.identity import WITHOUT_EFFECT
 
     kept = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
     for key in (*WITHOUT_EFFECT, "seed"):

@@ -228,6 +228,6 @@ def run_trainer(
         raise
     except (KeyboardInterrupt, SystemExit) as error:  # Lightning makes the second of the first
         print(f"\nstopped; the same command continues run {record.name}")
-        if isinstance(error, Stopped) and trainer.is_global_zero:
+        if isinstance(error, Stopped) and error.goes_on and trainer.is_global_zero:
             queue_again()
         raise

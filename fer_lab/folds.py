@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fer_lab.data.datamodule import FaceData
+    from fer_lab.data.faces import Index
+    from fer_lab.data.splits import Split
     from fer_lab.evaluate import Judgement
+    from fer_lab.evaluation.audits import Audit
     from fer_lab.fit import Result
     from fer_lab.learning.module import FerModule
     from fer_lab.tracking.record import RunRecord
@@ -76,7 +79,7 @@ def cross_validate(cfg: DictConfig) -> Result:
             if done := len(read_entries(record.folder)):
                 print(f"going on with run {record.name}: {done} of {count} folds are done")
             entries = [train_fold(of_fold(cfg, number), count, record) for number in range(count)]
-            judge_together(record, data, entries)
+            judge_together(record, first, data, entries)
         settle()  # the folds' own records
         return conclude(record.folder)
 
@@ -195,8 +198,10 @@ def what_it_told(folder: Path) -> Entry:
     }
 
 
-def judge_together(record: RunRecord, data: FaceData, entries: list[Entry]) -> None:
-    """The figures of all folds' predictions as one, and how the folds' own scores spread."""
+def judge_together(record: RunRecord, cfg: DictConfig, data: FaceData, entries: list[Entry]) -> None:
+    """The figures of all folds' predictions as one, also without copies, and how the folds' own scores spread."""
+    from fer_lab.clean import audit_of, without
+    from fer_lab.describe import keep_clean
     from fer_lab.evaluate import write
 
     judgement = pooled(record.folder, entries, data)
@@ -212,7 +217,49 @@ def judge_together(record: RunRecord, data: FaceData, entries: list[Entry]) -> N
     for name, (mean, deviation) in spread(entries).items():
         final |= {f"folds_{name}_mean": mean, f"folds_{name}_sd": deviation}
     record.metrics({f"final/{name}": value for name, value in final.items() if value == value}, step=0)
+    if audit := audit_of(cfg, data.index):
+        record.tags({"fer.audit": audit.digest})
+        splits = fold_splits(record.folder, entries, data.index) or []
+        copied = copied_faces(audit, data.index, judgement.rows, splits)
+        keep_clean(record, judgement, without(judgement, data.index, copied), step=0)
     record.artifact(FOLDS)
+
+
+def fold_splits(folder: Path, entries: Sequence[Entry], index: Index) -> list[Split] | None:
+    """What each fold trained on, chose by and judged, as its run recorded it, in rows of the index; None where the run
+    of a fold is gone."""
+    import numpy as np
+
+    from fer_lab.data.faces import USAGES
+    from fer_lab.data.splits import Split
+
+    place = {name: row for row, name in enumerate(index.names)}
+    found = []
+    for entry in entries:
+        path = folder.parent / entry["run"] / "split.json"
+        if not path.exists():
+            return None
+        parts = json.loads(path.read_text())
+        rows = {usage: [place[name] for name in parts[usage] if name in place] for usage in USAGES}
+        train, validation, test = (np.array(rows[usage], dtype=np.int64) for usage in USAGES)
+        found.append(Split(train, validation, test))
+    return found
+
+
+def copied_faces(
+    audit: Audit, index: Index, rows: NDArray[np.int64], splits: list[Split], usage: str = ""
+) -> NDArray[np.bool_]:
+    """Which of the faces at `rows` have a copy in another part of the fold that judged them, or in its `usage`."""
+    import numpy as np
+
+    from fer_lab.evaluation.audits import Copies
+
+    copied = np.zeros(len(index), dtype=bool)
+    for split in splits:
+        copies = Copies.of(audit, index, split)
+        found = copies.have_copy_in(split.test, getattr(split, usage)) if usage else copies.leaked("test")
+        copied[split.test[found]] = True
+    return copied[rows]
 
 
 def pooled(folder: Path, entries: list[Entry], data: FaceData) -> Judgement:
@@ -222,7 +269,7 @@ def pooled(folder: Path, entries: list[Entry], data: FaceData) -> Judgement:
     from fer_lab.evaluate import judgement_of
     from fer_lab.evaluation.predictions import read_predictions
 
-    parts = [read_predictions(predictions_of(folder, entry)) for entry in entries]
+    parts = [read_predictions(predictions_of(folder, entry), entry["count"]) for entry in entries]
     place = {name: row for row, name in enumerate(data.index.names)}
     rows = np.array([place[name] for part in parts for name in part.names], dtype=np.int64)
     order = np.argsort(rows, kind="stable")
@@ -309,4 +356,10 @@ def show_again(folder: Path, named: Sequence[str] = ()) -> dict[str, Any]:
         "test", (), none, none, np.zeros((0, 0), np.float32), known["scores"], intervals, {}, 0.0
     )
     show([judgement], f"{folder.name}: every face judged by the fold that was not trained on it")
+    if (clean := folder / "figures/test_clean.json").exists():
+        kept = json.loads(clean.read_text())
+        name, score = next(iter(kept["scores"].items()))
+        print(
+            f"test: {name} {score:.4f} on the {kept['count']:,} faces that have no copy in another part of their fold"
+        )
     return {"test": known["scores"]}

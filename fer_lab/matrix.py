@@ -1,15 +1,15 @@
 """Nets on faces of other data sets: `python -m fer_lab.report matrix=[RUN,…] matrix_data={fer2013: PATH, jaffe: PATH}`.
 
-A row for each run, a column for each data set, on the expressions that both have, matched by name. Of its own data set a
-run judges the test part of its own split; of another one the official test part, or all of it where it has no parts.
+A row for each run, a column for each data set, on the expressions that both have, matched by name. Of the faces that it
+was trained on, known by their digest, a run judges the test part of its own split; of any others the official test part,
+or all of them where there are no parts. Two sets of one layout take names of their own:
+`matrix_data={mine: {data: folder, root: PATH}, theirs: {data: folder, root: PATH}}`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,11 +24,7 @@ if TYPE_CHECKING:
 
     from fer_lab.build import Loaded
     from fer_lab.data.faces import Index
-    from fer_lab.data.shards import Images
     from fer_lab.evaluation.uncertainty import Interval
-
-COMPARED_BYTES = 4 * 10**9
-"""Of pictures that trained a run, up to which they are read once more to look for copies."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +50,20 @@ class Cell:
         return f"{self.count:,} {'DRAWN ' if self.drawn else ''}faces"
 
 
+class Column(NamedTuple):
+    """A data set to judge: `choice` of conf/data, with `settings` of it by their keys below data."""
+
+    choice: str
+    settings: Mapping[str, Any]
+
+
 class Judged(NamedTuple):
-    """The faces that a run judges of a data set; `notes` say which they are."""
+    """The faces that a run judges of a data set, read as `data` says; `notes` say which they are."""
 
     loaded: Loaded
     rows: NDArray[np.int64]
     drawn: bool
+    data: DictConfig
     notes: list[str]
 
 
@@ -75,9 +79,9 @@ def matrix(cfg: DictConfig) -> Path:
     runs = {folder.resolve().name: saved_config(folder, cfg) for folder in folders}
     columns = wanted_data(cfg, list(runs.values()))
     cells = [
-        judge(folder, runs[folder.resolve().name], name, settings)
+        judge(folder, runs[folder.resolve().name], name, column)
         for folder in folders
-        for name, settings in columns.items()
+        for name, column in columns.items()
     ]
     output = Path(cfg.output or "reports/matrix").expanduser()
     figures.save(picture(cells), output / "matrix.png")
@@ -102,19 +106,54 @@ def saved_config(folder: Path, cfg: DictConfig) -> DictConfig:
     return saved
 
 
-def wanted_data(cfg: DictConfig, runs: Sequence[DictConfig]) -> dict[str, dict[str, Any]]:
-    """{choice of data=…: its settings, root first}; by default what the runs were trained on."""
+AS_JUDGED = ("size", "channels", "batch_size", "limit", "exclude", "bad")
+"""Keys of data that the judging run says, or that only matter to learn, whatever the column is."""
+
+
+def wanted_data(cfg: DictConfig, runs: Sequence[DictConfig]) -> dict[str, Column]:
+    """The columns by the names that the user gives them; by default what the runs were trained on."""
     asked = OmegaConf.to_container(cfg.matrix_data or OmegaConf.create({}))
     assert isinstance(asked, dict)
     if not asked:
-        return {choice_of(run): {"root": run.data.root} for run in runs}
+        return named_apart([column_of(run) for run in runs])
+    columns = {}
+    for name, said in asked.items():
+        settings = dict(said) if isinstance(said, dict) else {"root": said}
+        columns[str(name)] = Column(str(settings.pop("data", name)), settings)
     known = choices_of("data")
-    if wrong := [str(name) for name in asked if name not in known]:
-        raise UsageError(f"matrix_data names {', '.join(wrong)}; choices: {', '.join(known)}")
-    return {
-        str(name): dict(settings) if isinstance(settings, dict) else {"root": settings}
-        for name, settings in asked.items()
-    }
+    if wrong := [column.choice for column in columns.values() if column.choice not in known]:
+        raise UsageError(
+            f"matrix_data names {', '.join(wrong)}; choices: {', '.join(known)}; a name of your own says which: "
+            f"{wrong[0]}: {{data: {known[0]}, root: PATH}}"
+        )
+    return columns
+
+
+def column_of(run: DictConfig) -> Column:
+    """What a run was trained on."""
+    data = OmegaConf.to_container(run.data)
+    assert isinstance(data, dict)
+    source = {f"source.{key}": value for key, value in data.pop("source").items() if key not in OF_SOURCE}
+    plain = {str(key): value for key, value in data.items() if key not in AS_JUDGED}
+    return Column(choice_of(run), plain | source)
+
+
+OF_SOURCE = ("_target_", "root", "size", "channels")
+"""Keys of data.source that the choice of the data set, its root and the judging run say."""
+
+
+def named_apart(columns: Sequence[Column]) -> dict[str, Column]:
+    """Each different column once: by its choice, with the last folder of its root where that is taken twice, and with a
+    number where both are."""
+    different = [one for place, one in enumerate(columns) if one not in columns[:place]]
+    choices = [one.choice for one in different]
+    found: dict[str, Column] = {}
+    for one in different:
+        last = Path(str(one.settings.get("root") or "")).name
+        name = one.choice if choices.count(one.choice) == 1 else f"{one.choice} {last}".strip()
+        same = sum(taken == name or taken.startswith(f"{name} #") for taken in found)
+        found[f"{name} #{same + 1}" if same else name] = one
+    return found
 
 
 def choice_of(run: DictConfig) -> str:
@@ -126,14 +165,15 @@ def choice_of(run: DictConfig) -> str:
     raise UsageError(f"no yaml of conf/data names {target}, which the run was trained on")
 
 
-def judge(folder: Path, run: DictConfig, name: str, settings: Mapping[str, Any]) -> Cell:
+def judge(folder: Path, run: DictConfig, name: str, column: Column) -> Cell:
     """The run's net on the faces of a data set."""
     import numpy as np
 
     from fer_lab.evaluation.metrics import confusion_metrics
     from fer_lab.evaluation.uncertainty import bootstrap_confusion
+    from fer_lab.lineage import copies
 
-    judged = faces_of(folder, run, name, settings)
+    judged = faces_of(folder, run, column)
     index, classes = judged.loaded.cache.index, tuple(run.classes)
     known = np.array([one in classes for one in index.classes])[index.labels[judged.rows]]
     rows = judged.rows[known]
@@ -141,14 +181,14 @@ def judge(folder: Path, run: DictConfig, name: str, settings: Mapping[str, Any])
     notes = [
         *judged.notes,
         *of_classes(index, classes, judged.rows[~known]),
-        *copies(folder, run, judged, rows),
+        *copies(folder, run, judged.loaded, judged.data, rows),
     ]
     found = shared_probabilities(folder, run, judged.loaded, rows, shared)
     labels = np.array([shared.index(one) if one in shared else -1 for one in index.classes])[
         index.labels[rows]
     ]
     chosen = found.argmax(1)
-    people = [str(index.subjects[row]) for row in rows] if index.has_subjects else None
+    people = people_of(index, rows)
     scores = confusion_metrics(counts(labels, chosen, len(shared)))
     intervals = bootstrap_confusion(labels, chosen, len(shared), people)
     return Cell(
@@ -170,117 +210,83 @@ def counts(labels: NDArray[np.int64], chosen: NDArray[np.int64], size: int) -> A
     return torch.bincount(torch.from_numpy(labels * size + chosen), minlength=size**2).reshape(size, size)
 
 
-def faces_of(folder: Path, run: DictConfig, name: str, settings: Mapping[str, Any]) -> Judged:
-    from fer_lab.build import load_data
-    from fer_lab.data.splits import Official
-    from fer_lab.ours import is_drawn
-
-    config = other_data(run, name, settings)
-    own = same_source(config, run)
-    loaded = load_data(config)
-    index, split, drawn = loaded.cache.index, loaded.split, is_drawn(config) is True
-    if own:
-        part = "test" if len(split.test) else "validation"
-        rows = getattr(split, part)
-        notes = [f"its own data, {part} part" + (", which chose its epoch" if part == "validation" else "")]
-        return Judged(loaded, rows, drawn, notes + trained_names(folder, index, rows))
-    if index.has_usages:
-        rows = Official()(index).test
-        return Judged(loaded, rows, drawn, ["official test part"])
-    return Judged(loaded, all_rows(index), drawn, ["all faces: it has no official parts"])
+def people_of(index: Index, rows: NDArray[np.int64]) -> list[str] | None:
+    """Who is on each face; None where nobody says, or all are one: then only the pictures can be drawn again."""
+    if not index.has_subjects:
+        return None
+    found = [str(index.subjects[row]) for row in rows]
+    return found if len(set(found)) > 1 else None
 
 
-def all_rows(index: Index) -> NDArray[np.int64]:
+def faces_of(folder: Path, run: DictConfig, column: Column) -> Judged:
     import numpy as np
 
-    return np.arange(len(index))
+    from fer_lab.build import load_data
+    from fer_lab.data.splits import Official
+    from fer_lab.lineage import trained_names
+    from fer_lab.ours import is_drawn
+
+    other = other_data(run, column)
+    drawn = is_drawn(other) is True
+    if own := own_faces(folder, run, other):
+        part = "test" if len(own.split.test) else "validation"
+        rows, which = getattr(own.split, part), f"its own data, {part} part"
+        notes = [which + (", which chose its epoch" if part == "validation" else "")]
+        return Judged(own, rows, drawn, run.data, notes + trained_names(folder, own.cache.index, rows))
+    loaded = load_data(other)
+    index = loaded.cache.index
+    rows = Official()(index).test if index.has_usages else np.arange(len(index))
+    notes = ["official test part" if index.has_usages else "all faces: it has no official parts"]
+    if same_source(other, run) and other.data.root == run.data.root:
+        notes += ["not the faces that it was trained on, though in that place"]
+        notes += trained_names(folder, index, rows)
+    return Judged(loaded, rows, drawn, other.data, notes)
 
 
-def other_data(run: DictConfig, name: str, settings: Mapping[str, Any]) -> DictConfig:
-    """The run's config with another data set at the run's own size and channels."""
+def own_faces(folder: Path, run: DictConfig, other: DictConfig) -> Loaded | None:
+    """The faces of `other`, split as the run's were, where they are the very ones that it recorded."""
+    from fer_lab.build import load_data
+    from fer_lab.tracking.record import read_events
+
+    if not same_source(other, run):
+        return None
+    events = (event for event, _ in read_events(folder) if event["event"] == "dataset")
+    recorded = {event["context"]: event["digest"] for event in events}
+    try:
+        loaded = load_data(at_root(run, other))
+    except (ValueError, UsageError, OSError):
+        return None  # its split cannot be made of these, so they are others
+    return loaded if recorded == {part.usage: part.digest for part in loaded.parts} else None
+
+
+def at_root(run: DictConfig, other: DictConfig) -> DictConfig:
+    """The run's config, with its faces where those of `other` are."""
+    config = OmegaConf.create(OmegaConf.to_container(run))
+    assert isinstance(config, DictConfig)
+    config.data.root = other.data.root
+    if "root" in config.data.source:
+        config.data.source.root = other.data.root
+    return config
+
+
+def other_data(run: DictConfig, column: Column) -> DictConfig:
+    """The run's config with the faces of a column, at the run's own size and channels."""
     from fer_lab.ours import composed
 
     config = OmegaConf.create(OmegaConf.to_container(run))
-    assert isinstance(config, DictConfig)
-    words = [f"data={name}", *(f"data.{key}={value}" for key, value in settings.items() if value is not None)]
-    other = composed(None, *words)
+    other = composed(None, f"data={column.choice}")
     kept = {key: run.data[key] for key in ("size", "channels", "batch_size")}
-    data = OmegaConf.to_container(other.data, resolve=True)
-    assert isinstance(data, dict)
-    if data["source"]["_target_"] == run.data.source._target_:
-        config.data.root = data["root"]
-        config.data.source = {
-            **config.data.source,
-            **({"root": data["root"]} if "root" in data["source"] else {}),
-        }
-        return config
-    config.data = {**data, **kept}
+    for key, value in (*column.settings.items(), *kept.items()):
+        if value is not None:  # set, not typed: a path may have any sign in it
+            OmegaConf.update(other.data, key, value, force_add=True)
+    assert isinstance(config, DictConfig)
+    config.data = OmegaConf.to_container(other.data, resolve=True)
     config.split = OmegaConf.to_container(other.split, resolve=True)
     return config
 
 
 def same_source(config: DictConfig, run: DictConfig) -> bool:
     return bool(config.data.source._target_ == run.data.source._target_)
-
-
-def trained_names(folder: Path, index: Index, rows: NDArray[np.int64]) -> list[str]:
-    """A note where faces that are judged stand among those that trained the run."""
-    record = folder / "split.json"
-    trained = set(json.loads(record.read_text())["train"]) if record.exists() else set()
-    seen = sum(index.names[row] in trained for row in rows)
-    return [f"LEAK: {seen:,} of its faces trained this run"] if seen else []
-
-
-def copies(folder: Path, run: DictConfig, judged: Judged, rows: NDArray[np.int64]) -> Iterator[str]:
-    """A note where judged faces are, pixel for pixel, among those that trained the run or the one it started from."""
-    from fer_lab.build import load_data
-    from fer_lab.data.faces import DataError
-
-    images = judged.loaded.cache.images
-    for config, words in ancestors(folder, run):
-        try:
-            trained = load_data(config)
-        except (DataError, UsageError, OSError):
-            yield f"the faces that {words} are not at hand: nobody looked for copies"
-            continue
-        learned = trained.cache.images
-        if learned.shape[1:] != images.shape[1:]:
-            continue  # another size: no two can be equal
-        if len(trained.split.train) * learned[0].nbytes > COMPARED_BYTES:
-            yield f"the faces that {words} are too many to look for copies here: `fer_lab.audit` does"
-            continue
-        known = set(prints(learned, trained.split.train))
-        if found := sum(one in known for one in prints(images, rows)):
-            yield f"LEAK: {found:,} of its faces {words}, pixel for pixel"
-
-
-def prints(images: Images, rows: NDArray[np.int64]) -> Iterator[bytes]:
-    """A fingerprint of each picture."""
-    for start in range(0, len(rows), 1024):
-        for image in images[rows[start : start + 1024]]:
-            yield blake2b(image.tobytes(), digest_size=16).digest()
-
-
-def ancestors(folder: Path, run: DictConfig) -> Iterator[tuple[DictConfig, str]]:
-    """The run, the run whose weights it started from, and so on."""
-    from fer_lab.tracking.find import find_run
-    from fer_lab.tracking.record import TrackingError
-
-    words = "trained it"
-    config: DictConfig | None = run
-    while config is not None:
-        yield config, words
-        weights, words = str(config.model.get("weights") or ""), "trained the net that it started from"
-        config = None
-        if weights.startswith("runs:/"):
-            try:
-                place = find_run(weights, folder.resolve().parent)
-            except TrackingError:
-                return
-            loaded = OmegaConf.load(place / "config.yaml")
-            assert isinstance(loaded, DictConfig)
-            loaded.cache_dir = run.cache_dir
-            config = loaded
 
 
 def of_classes(index: Index, classes: tuple[str, ...], dropped: NDArray[np.int64]) -> Iterator[str]:

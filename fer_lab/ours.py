@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lab.cli import CONF, UsageError, choices_of
+from fer_lab.identity import NEUTRAL, WITHOUT_EFFECT
+from fer_lab.lineage import Lender, lenders_of
 from fer_lab.tracking.record import flatten, read_events
 
 if TYPE_CHECKING:
@@ -29,10 +31,12 @@ UNTOLD = (
     "trainer.num_nodes",
     "data.source.root",
 )
-"""Beside build.WITHOUT_EFFECT, what may differ between runs of one recipe without making it another."""
+"""Beside identity.WITHOUT_EFFECT, what may differ between runs of one recipe without making it another."""
 
 FOUND = ("classes", "class_count", "output_count", "size", "task.classes", "balance.classes", "cache_dir")
 """What the data add to a config, so no recipe says it."""
+ABSENT = "absent"
+"""The value of a key that a command line took away."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,9 @@ class Score:
 
 @dataclass(frozen=True)
 class OurRun:
-    """A finished run. `changes` is what it does otherwise than its recipe, `parts` {part: {metric: Score}};
-    `drawn` is true where its faces were drawn by fer_lab, None where the data are gone and nobody can say."""
+    """A finished run. `changes` is what it does otherwise than its recipe, which had the digest `recipe_digest` then;
+    `parts` {part: {metric: Score}}; `drawn` is true where its faces were drawn by fer_lab, None where the data are gone
+    and nobody can say; `lenders` are the runs whose weights it started from, the nearest first."""
 
     run: str
     recipe: str
@@ -63,6 +68,8 @@ class OurRun:
     machine: str
     date: str
     commit: str
+    recipe_digest: str = ""
+    lenders: Sequence[Lender] = ()
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> OurRun:
@@ -70,13 +77,21 @@ class OurRun:
             part: {metric: Score(**score) for metric, score in scores.items()}
             for part, scores in facts["parts"].items()
         }
-        return cls(**{**facts, "parts": parts})
+        lenders = tuple(Lender(**one) for one in facts.get("lenders", ()))
+        return cls(**{**facts, "parts": parts, "lenders": lenders})
+
+    @property
+    def recipe_changed(self) -> bool:
+        """Whether the recipe says something else today than when this run was recorded."""
+        return self.recipe not in choices_of("recipe") or self.recipe_digest != recipe_digest(self.recipe)
 
     @property
     def kind(self) -> tuple[str, ...]:
         """The same for runs that differ in their seed alone."""
         changes = sorted(f"{key}={value}" for key, value in self.changes.items())
-        return (self.recipe, *changes, *(f"{part} {self.digests[part]}" for part in sorted(self.digests)))
+        digests = (f"{part} {self.digests[part]}" for part in sorted(self.digests))
+        lenders = (f"from {lender.data}" for lender in self.lenders)
+        return (self.recipe, self.recipe_digest, *changes, *digests, *lenders)
 
 
 @dataclass(frozen=True)
@@ -97,14 +112,25 @@ class Ours:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95%: the faces could have been others and, of several seeds, the seeds as well. Both variances add up;
-        that of the faces is the mean of the runs' own, on either side."""
-        seeds = 1.96**2 * (self.deviation or 0.0) ** 2 / len(self.scores)
+        """95%: the faces could have been others and, of several seeds, the seeds as well: Student's t of so few. The
+        squares of both halves add up; that of the faces is the mean of the runs' own, on either side. The spread of a
+        single seed is not in it."""
+        seeds = self.half_of_seeds**2
         below, above = (
             (statistics.fmean((score.value - end(score)) ** 2 for score in self.scores) + seeds) ** 0.5
             for end in (lambda score: score.low, lambda score: score.high)
         )
         return self.mean - below, self.mean + above
+
+    @property
+    def half_of_seeds(self) -> float:
+        """Half the 95% t interval of the mean over the seeds; 0 of a single one."""
+        from scipy.special import stdtrit
+
+        if self.deviation is None:
+            return 0.0
+        count = len(self.scores)
+        return float(stdtrit(count - 1, 0.975)) * self.deviation / math.sqrt(count)
 
 
 def together(runs: Iterable[OurRun], part: str, metric: str) -> list[Ours]:
@@ -127,7 +153,7 @@ def record(folders: Sequence[Path]) -> list[OurRun]:
     added = [our_run(folder) for folder in folders]
     names = {one.run for one in added}
     kept = [one for one in recorded() if one.run not in names]
-    runs = sorted([*kept, *added], key=lambda one: (one.recipe, *one.kind, one.seed))
+    runs = sorted([*kept, *added], key=lambda one: (*one.kind, one.seed))
     RESULTS.write_text(json.dumps({"runs": [asdict(one) for one in runs]}, indent=1) + "\n", "utf-8")
     return added
 
@@ -145,7 +171,7 @@ def our_run(folder: Path) -> OurRun:
         run=run.name,
         recipe=recipe,
         seed=int(run.config.seed),
-        changes=changes(run.config, recipe),
+        changes=changes(run.config, recipe, words_of(tags)),
         data=next((part["name"] for part in run.datasets.values()), ""),
         classes=len(run.config.classes),
         drawn=is_drawn(run.config),
@@ -155,13 +181,14 @@ def our_run(folder: Path) -> OurRun:
         machine=f"{processor}, {tags.get('machine.cores', '?')} cores",
         date=f"{datetime.fromtimestamp(begun / 1000, UTC):%Y-%m-%d}",
         commit=tags.get("git.commit", "unknown") + changed,
+        recipe_digest=recipe_digest(recipe),
+        lenders=lenders_of(run),
     )
 
 
 def recipe_of(run: Finished) -> str:
     """The recipe named on its command line, or the one that its name is."""
-    words = run.tags.get("command", "").replace("'", "").split()
-    named = [word.partition("=")[2] for word in words if word.startswith("recipe=")]
+    named = [word.partition("=")[2] for word in words_of(run.tags) if word.startswith("recipe=")]
     known = choices_of("recipe")
     for name in (*named, str(run.config.name)):
         if name in known:
@@ -169,6 +196,10 @@ def recipe_of(run: Finished) -> str:
     raise UsageError(
         f"run {run.name} follows no recipe (its name is {run.config.name}); choices: {', '.join(known)}"
     )
+
+
+def words_of(tags: Mapping[str, str]) -> list[str]:
+    return tags.get("command", "").replace("'", "").split()
 
 
 def scores_of(run: Finished) -> dict[str, dict[str, Score]]:
@@ -204,16 +235,81 @@ def is_drawn(config: DictConfig) -> bool | None:
     return any(note.is_file() and MARK in note.read_text("utf-8", "replace") for note in notes)
 
 
-def changes(config: DictConfig, recipe: str) -> dict[str, str]:
-    """What a run's config says otherwise than its recipe does by itself, as {key: value}."""
-    said, own = told(recipe), flat(config)
-    return {key: own[key] for key in said if key in own and not same(own[key], said[key]) and tells(key)}
+def changes(config: DictConfig, recipe: str, words: Sequence[str] = ()) -> dict[str, str]:
+    """What a run's config says otherwise than its recipe does by itself, as {key: value}.
+
+    What only follows from another change, as the net's channels from the model's, is not told again. A key that the run
+    lacks is told where its command line, `words`, took it away; else the program has got it since, and its default is
+    what was done before.
+    """
+    plain = with_stand_ins(recipe)
+    for key in (*WITHOUT_EFFECT, *FOUND):
+        adopt(plain, config, key)
+    if "output_count" not in config:  # a run of before there were tasks
+        adopt(plain, OmegaConf.create({"output_count": config.get("class_count")}), "output_count")
+    own, said = flat(config), flat(plain)
+    told = {key for key in own if "${" not in said.get(key, "") and differs(own, said, key)}
+    for key in told & said.keys():
+        adopt(plain, config, key)
+    followed = flat(plain, resolve=True)
+    found = {key: own[key] for key in own if differs(own, followed, key) or key in told}
+    removed = tuple(word.removeprefix("~").partition("=")[0] for word in words if word.startswith("~"))
+    found |= {key: ABSENT for key in followed.keys() - own.keys() if within(key, removed)}
+    return {key: found[key] for key in sorted(found) if tells(key)}
+
+
+def within(key: str, places: Iterable[str]) -> bool:
+    return any(key == place or key.startswith(f"{place}.") for place in places)
+
+
+def differs(first: Mapping[str, str], second: Mapping[str, str], key: str) -> bool:
+    return not same(first.get(key, "None"), second.get(key, "None"))
+
+
+def adopt(plain: DictConfig, config: DictConfig, key: str) -> None:
+    """Gives `plain` the value that `config` has, if it has one."""
+    value = OmegaConf.select(config, key)
+    if value is not None:
+        OmegaConf.update(plain, key, value, merge=False, force_add=True)
+
+
+@cache
+def recipe_digest(recipe: str) -> str:
+    """Of what the recipe says today, comments, order and what is as if it was not said aside."""
+    from fer_lab.data.faces import digest
+
+    said = flatten(said_by(recipe))
+    idle = {("data.margin", "0.0"), *((key, str(value)) for key, value in NEUTRAL.items())}
+    told = sorted(item for item in said.items() if tells(item[0]) and item[1] != "None" and item not in idle)
+    return digest(*(f"{key}={value}" for key, value in told))
+
+
+STAND_IN = {"classes": [], "class_count": 0, "output_count": 0, "size": 0, "name": "", "cache_dir": ""}
+"""For what the data say, where two recipes are compared without any."""
 
 
 def differences(recipe: str, overrides: Mapping[str, Any]) -> dict[str, str]:
     """The `changes` of a run that follows the recipe with these overrides."""
-    plain, other = told(recipe), told(recipe, *(f"{key}={value}" for key, value in overrides.items()))
-    return {key: value for key, value in other.items() if plain.get(key) != value and key in plain}
+    return changes_by(recipe, *(f"{key}={value}" for key, value in overrides.items()))
+
+
+@cache
+def changes_by(recipe: str, *words: str) -> dict[str, str]:
+    config = OmegaConf.create(OmegaConf.to_container(with_stand_ins(recipe, *words), resolve=True))
+    return changes(config, recipe)  # type: ignore[arg-type]
+
+
+def with_stand_ins(recipe: str, *words: str) -> DictConfig:
+    """A recipe that can be resolved without any data."""
+    return OmegaConf.create(said_by(recipe, *words) | STAND_IN)
+
+
+@cache
+def said_by(recipe: str, *words: str) -> dict[str, Any]:
+    """What a recipe says, with what refers to other keys as it stands there."""
+    settings = OmegaConf.to_container(composed(recipe, *words))
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items() if key != "hydra"}
 
 
 def same(first: str, second: str) -> bool:
@@ -225,9 +321,7 @@ def same(first: str, second: str) -> bool:
 
 
 def tells(key: str) -> bool:
-    from fer_lab.build import WITHOUT_EFFECT
-
-    return not any(key == one or key.startswith(f"{one}.") for one in (*WITHOUT_EFFECT, *UNTOLD, *FOUND))
+    return not within(key, (*WITHOUT_EFFECT, *UNTOLD, *FOUND))
 
 
 def composed(recipe: str | None, *words: str) -> DictConfig:
@@ -242,12 +336,8 @@ def composed(recipe: str | None, *words: str) -> DictConfig:
         return hydra.compose("train", overrides=overrides, return_hydra_config=True)
 
 
-@cache
-def told(recipe: str, *words: str) -> dict[str, str]:
-    return flat(composed(recipe, *words))
-
-
-def flat(config: DictConfig) -> dict[str, str]:
-    """Dotted keys and their values as text; what refers to other keys, and hydra's own, is left out."""
-    settings = {str(key): value for key, value in OmegaConf.to_container(config).items() if key != "hydra"}  # type: ignore[union-attr]
-    return {key: value for key, value in flatten(settings).items() if "${" not in value}
+def flat(config: DictConfig, resolve: bool = False) -> dict[str, str]:
+    """Dotted keys and their values as text."""
+    settings = OmegaConf.to_container(config, resolve=resolve)
+    assert isinstance(settings, dict)
+    return flatten({str(key): value for key, value in settings.items()})

@@ -14,6 +14,9 @@ from pathlib import Path
 RANKS = ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK")
 """What launchers set; a process leads if all that are set are 0."""
 
+LAUNCHERS = ("SLURM_NTASKS", "MASTER_ADDR", "TORCHELASTIC_RUN_ID")
+"""What tells a process that somebody starts the others, on other machines, too: SLURM, torchrun or a person."""
+
 LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")
 OURS = ("fer_lab", "hydra", "omegaconf")
 """Packages whose errors are of the settings or the data."""
@@ -24,6 +27,10 @@ PATIENCE = 60.0
 
 def leads() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in RANKS)
+
+
+def launched() -> bool:
+    return any(name in os.environ for name in LAUNCHERS)
 
 
 def local_rank() -> int:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
 from fer_lab.cli import UsageError, main
-
-if TYPE_CHECKING:
-    from fer_lab.finished import Finished
 
 WORDS = ("anchors",)
 
@@ -43,7 +40,7 @@ def page(cfg: DictConfig) -> Path:
     output = Path(cfg.output).expanduser() if cfg.output else run.folder / "report"
     output.mkdir(parents=True, exist_ok=True)
     written = write_page(bind(run, cfg, output), output)
-    keep(run, cfg, output)
+    keep(run.folder, cfg, output)
     for path in written:
         print(f"{path} ({path.stat().st_size / 1e6:,.1f} MB)")
     return written[0]
@@ -55,27 +52,28 @@ def refuse_wrong_numbers(cfg: DictConfig) -> None:
         raise UsageError("\n".join(wrong))
 
 
-def keep(run: Finished, cfg: DictConfig, output: Path) -> None:
+def keep(folder: Path, cfg: DictConfig, output: Path) -> None:
     """Logs the page, and the temperature it fitted, to the run; one whose record is elsewhere keeps them on disk alone."""
     from fer_lab.evaluation.calibration import FILE, read_temperature
     from fer_lab.tracking.address import redacted, tracking_uri
     from fer_lab.tracking.forward import sync_run
-    from fer_lab.tracking.record import open_run
+    from fer_lab.tracking.record import RunRecord, open_run
 
-    if not run.record.id:
+    folder = folder.resolve()
+    if not RunRecord(folder).id:
         return
-    with open_run(run.folder.parent, run.name) as record:
-        if fitted := read_temperature(run.folder):
+    with open_run(folder.parent, folder.name) as record:
+        if fitted := read_temperature(folder):
             record.tags({"fer.temperature": f"{fitted.value:.4f}"})
             record.artifact(FILE)
-        if output.resolve().is_relative_to(run.folder.resolve()):
+        if output.resolve().is_relative_to(folder):
             record.artifact(output)
         uri = tracking_uri(cfg.tracking.uri)
         home = uri if record.uri in ("", redacted(uri)) else record.uri
-    sent = sync_run(run.folder, home)
+    sent = sync_run(folder, home)
     if sent.left:
         print(
-            f"kept in {run.folder}, not yet in {redacted(home)}: {sent.reason}; python -m fer_lab.sync sends it"
+            f"kept in {folder}, not yet in {redacted(home)}: {sent.reason}; python -m fer_lab.sync sends it"
         )
 
 

@@ -27,8 +27,9 @@ SCRIPT = """\
 
 cd {folder}
 {setup}export {requeue}=1
-srun --cpus-per-task={cpus} --kill-on-bad-exit=1 {command}
+srun --cpus-per-task={cpus} --kill-on-bad-exit=1 --wait=0 {command}
 """
+"""--wait=0: the first process judges when the others have ended, and srun must not end it for that."""
 
 
 def slurm(cfg: DictConfig) -> Path:
@@ -105,7 +106,7 @@ def submitted(path: Path) -> str:
 
 
 def watch() -> None:
-    """In such a job SIGUSR1 ends this process before and after training, too; training has a way of its own."""
+    """In such a job SIGUSR1 (not SIGTERM: scancel's) ends this process before and after training, too; training has a way of its own."""
     if os.environ.get(REQUEUE):
         signal.signal(signal.SIGUSR1, end_at_once)
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fer_lab.pages import cell, marked, plain_signs
+
 Cells = Sequence[str]
 
 
@@ -37,10 +39,12 @@ class Table(NamedTuple):
             console.print(escape(self.note))
 
     def markdown(self) -> str:
-        lines = [self.header, ["---"] * len(self.header), *self.rows]
-        cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
-        body = "\n".join(f"| {' | '.join(line)} |" for line in cells)
-        return "\n\n".join(part for part in (f"## {self.title}", body, self.note) if part)
+        """Signs that Markdown or HTML would take for theirs stand for themselves, whoever named a run or a class."""
+        head, *cells = [[cell(words) for words in line] for line in (self.header, *self.rows)]
+        lines = [head, ["---"] * len(head), *cells]
+        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        note = "\n".join(marked(line) for line in self.note.splitlines())
+        return "\n\n".join(part for part in (f"## {marked(self.title)}", body, note) if part)
 
     def write_csv(self, path: Path) -> Path:
         with path.open("w", newline="", encoding="utf-8") as file:
@@ -53,9 +57,9 @@ def write(folder: Path, stem: str, title: str, tables: Sequence[Table], pictures
     folder.mkdir(parents=True, exist_ok=True)
     for number, table in enumerate(tables, start=1):
         table.write_csv(folder / (f"{stem}.csv" if number == 1 else f"{stem}_{number}.csv"))
-    drawn = [f"![{title}]({name})" for name in pictures]
+    drawn = [f"![{plain_signs(title)}]({name})" for name in pictures]
     page = folder / f"{stem}.md"
-    text = "\n\n".join([f"# {title}", *drawn, *(table.markdown() for table in tables)])
+    text = "\n\n".join([f"# {plain_signs(title)}", *drawn, *(table.markdown() for table in tables)])
     page.write_text(text + "\n", encoding="utf-8")
     return page
 

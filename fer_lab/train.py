@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fer_lab.cli import ROOT, UsageError, main
 from fer_lab.fit import Result
-from fer_lab.ranks import leads, one_voice
+from fer_lab.ranks import launched, leads, one_voice
 from fer_lab.slurm import watch
 
 if TYPE_CHECKING:
@@ -113,6 +113,12 @@ def refuse_what_cannot_be(cfg: DictConfig, alone: bool) -> None:
         raise UsageError(
             "several processes were started, and these settings train in one: choose trainer=ddp or trainer=slurm, or "
             "start one process"
+        )
+    if not alone and cfg.trainer.get("num_nodes") not in (None, 1) and not launched():
+        raise UsageError(
+            f"trainer.num_nodes={cfg.trainer.num_nodes}, and nothing started this process on several machines: it would "
+            "wait for the others; python -m fer_lab.slurm with the same words writes a job that starts all of them, "
+            "and so do torchrun, or MASTER_ADDR, MASTER_PORT and NODE_RANK on each machine"
         )
     if alone and wrong:
         raise UsageError(

@@ -5,19 +5,27 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shlex
 from pathlib import Path
 
 import hydra
 import numpy as np
 import pytest
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from PIL import Image, ImageOps
 
 from fer_lab.audit import audit
 from fer_lab.build import build_data, load_data, signature
+from fer_lab.clean import audit_command
 from fer_lab.cli import CONF, UsageError
+from fer_lab.data.affectnet import AffectNet
+from fer_lab.data.affectnet_old import AffectNetOld
 from fer_lab.data.draw import write_fer2013_folders
+from fer_lab.data.faces import Item
+from fer_lab.data.fer2013 import Fer2013
+from fer_lab.data.jaffe import Jaffe
+from fer_lab.evaluation.findings import by_class, release_of
 
 COUNTS = {"train": 70, "validation": 28, "test": 28}
 LEAKS = {
@@ -168,6 +176,45 @@ def test_the_command_ends_with_what_to_type_next(page, places, capsys):
     last = capsys.readouterr().out.splitlines()[-1]
     assert str(page) in last
     assert last.endswith("data.exclude=audit") and "python -m fer_lab.train data=fer2013" in last
+
+
+def test_the_printed_command_means_the_same_faces_whatever_the_words_are():
+    """Every key that differs from conf/ comes back through a shell and Hydra as it was."""
+    root = "/my faces (1)/o'hara, 50%=a\\"
+    words = (
+        "data.size=64",
+        "data.channels=1",
+        "data.crop=haar",
+        "data.limit=70",
+        "split=kfold",
+        "split.folds=3",
+    )
+    cfg = composed("train", "data=folder", *words, "split.fold=all", "cache_dir=/tmp/a cache")
+    cfg.data.root, cfg.data.source.subject = root, r"^([^_]+)_\d'"
+    program, *typed = shlex.split(audit_command(cfg).replace("python -m ", "", 1))
+    assert program == "fer_lab.audit" and "split=kfold" in typed
+    again = composed("audit", *typed)
+    for key in ("root", "size", "channels", "crop", "limit", "source"):
+        assert again.data[key] == cfg.data[key], key
+    assert again.split.folds == 3 and again.cache_dir == "/tmp/a cache"
+    assert audit_command(composed("train", "data=jaffe")) == "python -m fer_lab.audit data=jaffe"
+    kept = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("data", "split")}
+    of_a_run = OmegaConf.create(kept | {"cache_dir": cfg.cache_dir})  # as its config.yaml has it
+    assert audit_command(of_a_run) == audit_command(cfg)
+
+
+def test_the_counts_of_the_release_are_told_by_class_where_known():
+    items = [Item("a", 4, usage="train"), Item("b", 4, usage="train"), Item("c", 0, usage="test")]
+    found = by_class(items, AffectNet("anywhere"))
+    assert found["train"][AffectNet("x").classes[4]] == (2, 6378) and found["test"]["neutral"] == (1, 500)
+    assert release_of(AffectNet("anywhere")) == {"train": 287651, "test": 3999}
+    assert release_of(AffectNetOld("anywhere", classes=7)) == {"train": 283901, "test": 3500}
+    assert release_of(Jaffe("anywhere")) == {"None": 213}
+    assert by_class([Item("a", 6)], Jaffe("anywhere"))["None"]["disgust"] == (
+        int(Jaffe.classes[6] == "disgust"),
+        29,
+    )
+    assert by_class(items, Fer2013("anywhere"))["train"]["fear"][1] is None
 
 
 @pytest.mark.long

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from fer_lab.cli import UsageError
-from fer_lab.compare import compare, read_field
+from fer_lab.compare import CHOSEN, Field, class_contrasts, compare, how_judged, read_field, standings
 from fer_lab.data import draw
-from fer_lab.evaluation.paired import mcnemar
+from fer_lab.evaluation.paired import chance, mcnemar
 from fer_lab.search.confirm import interval
 from fer_lab.standings import leaderboard, read_board
 from fer_lab.tracking.record import open_run
@@ -95,10 +96,42 @@ def test_other_faces_are_left_out_or_refused(tmp_path) -> None:
     with pytest.raises(UsageError, match="share 0 of their faces"):
         read_field(asked(runs, "whole", "fold"))
     judged(runs, "early", answers(RIGHT["good"]), validation=names)
+    judged(runs, "later", answers(RIGHT["near"]), validation=names)
+    assert read_field(asked(runs, "early", "later")).notes[0] == CHOSEN
+    (runs / "later/split.json").write_text(json.dumps({"train": names[:5]}))
+    with pytest.raises(UsageError, match=r"later judged validation \(which trained it, too\)"):
+        read_field(asked(runs, "early", "later"))
     with pytest.raises(UsageError, match="whole judged test; early judged validation"):
         read_field(asked(runs, "whole", "early"))
     with pytest.raises(UsageError, match="name two runs or more"):
         read_field(asked(runs, "whole", "whole"))
+
+
+def test_runs_of_one_name_in_two_places_stay_two(tmp_path) -> None:
+    for place in ("a", "b"):
+        judged(tmp_path / place, "run", answers(RIGHT["good" if place == "a" else "bad"]))
+    cfg = asked(tmp_path, str(tmp_path / "a/run"), str(tmp_path / "b/run"))
+    assert list(read_field(cfg).right) == [str(tmp_path / "a/run"), str(tmp_path / "b/run")]
+    assert compare(cfg).exists()
+
+
+def test_what_a_run_or_class_is_called_stays_words_in_the_page() -> None:
+    chosen = {"<b>a|b": LABELS, r"c\|d": (LABELS + 1) % 3}
+    field = Field("*faces*", "test", ("<script>", "x", "y"), LABELS, chosen, None, ["a <note>"])
+    text = standings(field).markdown()
+    assert r"\<b\>a\|b" in text and r"c\\\|d" in text and r"a \<note\>" in text and r"\*faces\*" in text
+
+
+def test_the_classes_are_corrected_together() -> None:
+    """Six more faces of one class right: p .031 alone, not among three classes."""
+    better, worse = LABELS.copy(), LABELS.copy()
+    worse[:18:3] = 1
+    field = Field("d", "test", CLASSES, LABELS, {"better": better, "worse": worse}, None)
+    assert mcnemar(6, 0) == pytest.approx(2 / 2**6)
+    assert [one.tied for one in class_contrasts(field, "better", "worse")] == [True] * 3
+    worse[:36:3] = 1
+    field = Field("d", "test", CLASSES, LABELS, {"better": better, "worse": worse}, None)
+    assert [one.tied for one in class_contrasts(field, "better", "worse")] == [False, True, True]
 
 
 def test_people_are_what_is_drawn_again_where_they_are_known(tmp_path) -> None:
@@ -114,6 +147,12 @@ def test_people_are_what_is_drawn_again_where_they_are_known(tmp_path) -> None:
         judged(tmp_path / "runs", name, answers(RIGHT[name][:210]), data="jaffe", root=str(root), test=names)
     field = read_field(asked(tmp_path / "runs", "good", "bad"))
     assert field.subjects == [item.subject for item in items][:210]
+    (pair,) = field.duels
+    assert pair.by_subject and pair.p == chance(*field.right.values(), field.subjects)
+    assert "the test over subjects" in standings(field).note
+    assert "cannot decide" not in how_judged(field)
+    few = replace(field, subjects=[str(place % 4) for place in range(210)])
+    assert how_judged(few).endswith("compare fewer runs.")
     (tmp_path / "jaffe").rename(tmp_path / "gone")
     field = read_field(asked(tmp_path / "runs", "good", "bad"))
     assert field.subjects is None and "not at hand" in field.notes[0]

@@ -94,6 +94,35 @@ def test_every_choice_composes_and_makes_a_step(group, choice, tmp_path):
     assert torch.isfinite(loss)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", [choice for group, choice in CHOICES if group == "recipe"])
+def test_every_recipe_trains_on_drawn_faces_and_has_its_anchor_row(recipe, tmp_path, monkeypatch):
+    from fer_lab import anchors, ours
+    from fer_lab.tracking.forward import settle
+    from fer_lab.train import train
+
+    monkeypatch.setattr(ours, "RESULTS", tmp_path / "anchors.json")
+    chosen = composed(f"recipe={recipe}", tmp_path=tmp_path).hydra.runtime.choices
+    words = data_of(str(chosen.data), tmp_path)
+    if recipe.startswith("r1_"):
+        words.remove("data.size=48")  # their nets are of one side
+    cfg = composed(
+        f"recipe={recipe}", "trainer=smoke", "trainer.max_epochs=1", "trainer.accelerator=cpu",
+        "trainer.precision=32-true", "threads=1", "model.weights=null", f"runs_dir={tmp_path}/runs",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db", *words, tmp_path=tmp_path,
+    )  # fmt: skip
+    plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    OmegaConf.set_struct(plain, False)
+    run = train(plain).run
+    settle()
+    (recorded,) = ours.record([tmp_path / "runs" / run])
+    assert (recorded.recipe, recorded.drawn) == (recipe, True)
+    answered = [one for one in anchors.anchors() if one.is_score and recipe in anchors.candidates(one)]
+    told = [row[5] for row in anchors.rows(ours.recorded()) if f"({recipe}" in row[5]]
+    assert all("NOT COMPARABLE: drawn faces" in text for text in told)
+    assert bool(told) == bool(answered)
+
+
 def test_a_yaml_may_name_nothing_outside_the_project():
     ours = ("fer_lab.", "torch.optim.", "pytorch_lightning.Trainer", "hydra_plugins.fer_lab_sweeper.")
     for path in (*CONF.rglob("*.yaml"), *(CONF.parent / "sweeps").glob("*.yaml")):

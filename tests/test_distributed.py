@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import hydra
 import numpy as np
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
-from torch import distributed
 
 from fer_lab import ranks
 from fer_lab.cli import CONF, UsageError
@@ -28,10 +28,9 @@ from fer_lab.data.faces import EXPRESSIONS, Faces, Index
 from fer_lab.data.sharing import Share
 from fer_lab.data.splits import Split
 from fer_lab.fit import history, refuse_batch_norm_of_several_cpus
-from fer_lab.learning.losses import concordance_loss
-from fer_lab.learning.sharing import whole_batch
-from fer_lab.learning.tasks import Emotion
+from fer_lab.learning.callbacks import Checkpoints
 from fer_lab.tracking.record import RunRecord
+from tests.two_of_a_run import FROZEN, fitted
 
 PLAIN = (
     "data.source.train=33", "data.source.validation=21", "data.source.test=14", "data.size=32", "model=basic1",
@@ -129,51 +128,11 @@ def test_every_process_sees_its_faces_as_the_one_process_would_augment_them(view
             assert torch.equal(faces.features, found[Share(1, 2).of(faces.total)])
 
 
-def losses(outputs: torch.Tensor, faces: Faces) -> dict[str, torch.Tensor]:
-    task = Emotion(EXPRESSIONS[:3])
-    task.class_weights = torch.tensor([1.0, 5.0, 0.2])
-    assert faces.affect is not None
-    return {"weighted": task.loss(outputs, faces), "ccc": concordance_loss(outputs[:, :2], faces.affect)}
-
-
-def batch_of(total: int) -> tuple[torch.Tensor, Faces]:
-    generator = torch.Generator().manual_seed(total)
-    inputs, affect = torch.randn(total, 4, generator=generator), torch.randn(total, 2, generator=generator)
-    positions = torch.arange(total)
-    return inputs, Faces(positions, positions % 3, positions, affect=affect)
-
-
-def gradients(inputs: torch.Tensor, faces: Faces, kind: str) -> torch.Tensor:
-    weight = torch.linspace(-1, 1, 12).reshape(3, 4).requires_grad_()
-    losses(*whole_batch(inputs @ weight.T, faces))[kind].backward()
-    assert weight.grad is not None
-    return weight.grad
-
-
-def one_of_two(rank: int, place: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=2)
-    for total, kind in itertools.product((1, 2, 3, 8, 13), ("weighted", "ccc")):
-        inputs, faces = batch_of(total)
-        mine = Share(rank, 2).of(total)
-        share = Faces(mine, faces.labels[mine], mine, affect=faces.affect[mine], total=total)  # type: ignore[index]
-        found = gradients(inputs[mine], share, kind)
-        distributed.all_reduce(found)  # what DDP does
-        torch.testing.assert_close(found / 2, gradients(inputs, faces, kind), atol=1e-6, rtol=1e-5)
-        outputs, back = whole_batch(inputs[mine], share)
-        assert torch.equal(outputs, inputs) and torch.equal(back.positions, faces.positions)
-        assert torch.equal(back.labels, faces.labels)
-    distributed.destroy_process_group()
-
-
-def test_averaged_gradients_are_those_of_the_total_batch_for_losses_that_are_no_means(tmp_path):
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=one_of_two, args=(rank, str(tmp_path))) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
+def test_averaged_gradients_are_those_of_the_total_batch_for_losses_that_are_no_means(preloaded, tmp_path):
+    done = preloaded(
+        [sys.executable, "-m", "tests.two_of_a_batch", str(tmp_path)], cwd=CONF.parent, env=dict(os.environ)
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -277,26 +236,45 @@ def test_errors_end_all_processes_with_one_message(command, tmp_path, words, cod
     assert said.count(message) == 1 and "Traceback" not in said
 
 
-@pytest.mark.long
-def test_frozen_features_are_computed_once_and_shared(command, tmp_path):
-    words = (
-        "model=vgg16",
-        "model.weights=null",
-        "model.freeze=backbone",
-        "augment=none",
-        "data.batch_size=8",
+def two_of_a_run(preloaded, folder: Path, scene: str) -> list[dict[str, Any]]:
+    """What each of the two processes of tests/two_of_a_run.py met."""
+    done = preloaded(
+        [sys.executable, "-m", "tests.two_of_a_run", str(folder), scene],
+        cwd=CONF.parent,
+        env=dict(os.environ) | {"OMP_NUM_THREADS": "1"},
+        timeout=100,
     )
-    sizes = ("data.source.train=28", "data.source.validation=14", "data.source.test=14", "data.size=32")
-    started = command(
-        "train",
-        *sizes,
-        *words,
-        "trainer=ddp",
-        "trainer.accelerator=cpu",
-        "trainer.max_epochs=2",
-        "threads=1",
-        wait=False,
-    )
-    said = ended(started)
-    assert started.returncode == 0, said
-    assert len([path for path in (tmp_path / "cache/features").iterdir() if path.is_dir()]) == 1
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_a_process_without_the_others_checkpoint_is_refused_instead_of_waited_for(
+    preloaded, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "share", 1e9)  # a checkpoint after every epoch
+        patch.setattr(Checkpoints, "on_validation_start", interrupt_in_the_third, raising=False)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            fitted(tmp_path / "runs", "trainer.max_epochs=4")
+    assert (tmp_path / "runs/run/last.ckpt").exists()
+    first, second = two_of_a_run(preloaded, tmp_path, "lost")
+    assert first["error"].startswith("LearningError: the processes of this run do not train the same")
+    assert f"the first one's run is {tmp_path}/runs/run, which all of them must see" in first["error"]
+    assert second["error"] == "SystemExit: 0", "the first tells it"
+
+
+def interrupt_in_the_third(self, trainer, pl_module) -> None:
+    if trainer.current_epoch == 2:
+        raise KeyboardInterrupt
+
+
+def test_frozen_features_are_computed_once_and_used_by_all(preloaded, tmp_path):
+    first, second = two_of_a_run(preloaded, tmp_path, "frozen")
+    assert first["frozen"] and second["frozen"], (first, second)
+    assert len(list(tmp_path.glob("computed-*"))) == 1
+    alone = fitted(tmp_path / "one", *FROZEN, "data.batch_size=16")["history"]
+    assert first["history"].keys() == alone.keys() and "val/loss" in alone
+    for name, points in alone.items():
+        if not name.startswith("cost/"):
+            together = [tuple(point) for point in first["history"][name]]
+            assert together == [(step, pytest.approx(value, abs=1e-5)) for step, value in points], name

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from fer_lab.build import build_data
 from fer_lab.cli import CONF, UsageError
 from fer_lab.evaluate import evaluate
+from fer_lab.evaluation.audits import Audit, Group, folder_of, write_audit
 from fer_lab.evaluation.predictions import read_predictions
 from fer_lab.folds import FoldJob
 from fer_lab.models.small import Small
@@ -81,7 +82,18 @@ def by_hand(folder: Path, usage: str) -> np.ndarray:
     return torch.stack(found).mean(0).numpy()
 
 
+def audited(run: Path) -> tuple[str, str]:
+    """An audit of the run's faces that calls a face of train and one of test copies: their names."""
+    saved = OmegaConf.load(run / "config.yaml")
+    data = build_data(saved)
+    names = data.index.names[data.split.train[0]], data.index.names[data.split.test[0]]
+    found = Audit(data.index.name, data.index.digest, 0.74, (Group(names, ("fear", "fear"), 1.0),), {}, [])
+    write_audit(found, {}, folder_of(data.index, saved.cache_dir))
+    return names
+
+
 def test_the_mean_of_two_runs_of_other_sizes_and_channels(place, runs, capsys):
+    copied = audited(runs[1])
     scores = evaluate(config(place, "evaluate", f"run=[{runs[0].name},{runs[1].name}]"))
     (folder,) = (place / "runs/ensembles").iterdir()
     written = read_predictions(folder / "test_predictions.csv")
@@ -90,6 +102,13 @@ def test_the_mean_of_two_runs_of_other_sizes_and_channels(place, runs, capsys):
     labels = np.array([written.classes.index(label) for label in written.labels])
     assert scores["test"]["accuracy"] == pytest.approx((np.mean(each, axis=0).argmax(1) == labels).mean())
     assert set(scores) == {"validation", "test"}
+
+    right = [name not in copied for name in written.names]
+    kept = json.loads((folder / "test_clean.json").read_text())
+    assert kept["count"] == sum(right) == 27
+    hits = np.mean(each, axis=0).argmax(1) == labels
+    assert kept["scores"]["accuracy"] == pytest.approx(hits[right].mean())
+    assert [len((run / "looks.jsonl").read_text().splitlines()) for run in runs] == [1, 1]
 
     gain = json.loads((folder / "ensemble.json").read_text())["gain"]["test"]
     rates = [(one.argmax(1) == labels).mean() for one in each]

@@ -174,7 +174,7 @@ def run(tmp_path_factory) -> Path:
     config.name = "frozen"
     module = build_module(config, build_data(config), weights=None)
     folder = place / "runs/frozen"
-    folder.mkdir(parents=True)
+    (folder / "figures").mkdir(parents=True)  # as of a run that was cut off before it was judged
     torch.save(module.judged.state_dict(), folder / "best.pt")
     OmegaConf.save(OmegaConf.to_container(config, resolve=True), folder / "config.yaml")
     return folder

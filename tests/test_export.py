@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fer_lab.cli import CONF, UsageError
 from fer_lab.export import export
-from fer_lab.exporting.facts import CannotExport, ExportError, FileError
+from fer_lab.exporting.facts import CannotExport, ExportError, Facts, FileError
 from fer_lab.exporting.files import staged
 from fer_lab.exporting.onnx import OnnxProgram
 from fer_lab.exporting.program import load, save
@@ -171,6 +171,46 @@ def test_a_swapped_program_has_our_kernels_in_it_and_says_the_same(home, capsys)
     assert called.count("fer_kernels.convolution.default") == 9 and "aten.conv2d.default" not in called
     assert (program.facts.precision, program.facts.views) == ("float16", "ten")
     assert swapped.stat().st_size < 0.6 * plain.stat().st_size
+
+
+@pytest.fixture(scope="module")
+def boxed(home) -> Path:
+    """A run on the faces that RAF-DB's own boxes cut out."""
+    from fer_lab.data.layouts import write_rafdb
+
+    root = write_rafdb(home / "rafdb", {"train": 28, "test": 14})
+    words = [word for word in TINY if not word.startswith("data.source")]
+    words += ["data=rafdb", f"data.root={root}", "data.source.images=original", "data.limit=20"]
+    crop = ("data.crop=box", "data.margin=0.2")
+    return home / "runs" / train(composed("train", home, *words, *crop, "data.channels=1"), Kept()).run
+
+
+@pytest.mark.filterwarnings("ignore:.*results will not compare")
+def test_a_file_says_how_its_faces_were_cut_out(home, boxed):
+    facts = load(exported(home, boxed, "formats=[pt2]")[".pt2"]).facts
+    assert (facts.face_crop, facts.margin, facts.crop) == ("box", 0.2, None)
+    assert Facts.of_text(facts.as_text(), "here") == facts
+    older = {name: text for name, text in facts.as_text().items() if name not in ("face_crop", "margin")}
+    read = Facts.of_text(older, "here")
+    assert (read.face_crop, read.margin) == ("none", 0.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*results will not compare")
+def test_a_run_is_judged_on_pictures_cut_as_those_that_trained_it(home, boxed):
+    from fer_lab.evaluate import overridden
+
+    def judged_on(*words: str) -> DictConfig:
+        saved = OmegaConf.load(boxed / "config.yaml")
+        assert isinstance(saved, DictConfig)
+        return overridden(saved, composed("evaluate", home, f"run={boxed.name}", *words)).data
+
+    own = judged_on("data=rafdb", "data.root=/elsewhere", "data.batch_size=5")
+    assert (own.root, own.source.root, own.batch_size) == ("/elsewhere", "/elsewhere", 5)
+    assert (own.source.images, own.crop, own.margin, own.size, own.limit) == ("original", "box", 0.2, 32, 20)
+    other = judged_on("data=affectnet", "data.root=/elsewhere")
+    assert (other.crop, other.margin, other.size, other.channels) == ("box", 0.2, 32, 1)
+    assert (other.source.root, other.limit) == ("/elsewhere", None)
+    assert judged_on("data=fer2013", "data.crop=none", "data.size=40").crop == "none"
 
 
 def test_the_command_shows_what_it_wrote_and_a_file_needs_nothing_of_ours(command, home, tmp_path):

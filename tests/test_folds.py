@@ -14,10 +14,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lab import folds, frozen
+from fer_lab.build import load_data
+from fer_lab.chapters.case import open_case
+from fer_lab.chapters.leaks import leaks
 from fer_lab.cli import CONF, UsageError
-from fer_lab.data.faces import DataError
+from fer_lab.data.faces import DataError, Index
 from fer_lab.evaluate import evaluate
+from fer_lab.evaluation.audits import Audit, Group, folder_of, write_audit
 from fer_lab.evaluation.predictions import read_predictions
+from fer_lab.finished import read_run
 from fer_lab.tracking.forward import settle
 from fer_lab.tracking.record import RunRecord
 from fer_lab.train import train
@@ -85,12 +90,59 @@ def parent(place: Path) -> Path:
             evaluate(config(place, f"run={folder.name}", primary="evaluate"))
         done = [entry["run"] for entry in folds.read_entries(folder)]
         before = {run: (place / "runs" / run / "spool.jsonl").read_bytes() for run in done}
+        audited(place)
         result = train(config(place))
     assert len(done) == 2 and result.run == folder.name
     assert all((place / "runs" / run / "spool.jsonl").read_bytes() == before[run] for run in done)
     assert looks == 3  # 70 faces, 32 at a time, once for all folds
     settle()
     return folder
+
+
+def faces_of_each(index: Index) -> list[list[str]]:
+    """The names of each person's faces."""
+    faces = list(zip(index.names, index.subjects, strict=True))
+    return [[name for name, who in faces if who == person] for person in sorted(set(index.subjects))]
+
+
+def audited(place: Path) -> None:
+    """Says that a face of the first person is one of the second, and that two of the third are one."""
+    one = config(place, "split.fold=0")
+    index = load_data(one).cache.index
+    first, second, third, *_ = faces_of_each(index)
+    groups = [
+        Group((first[0], second[0]), ("fear", "fear"), 1.0),
+        Group(tuple(third[:2]), ("fear", "anger"), 1.0),
+    ]
+    write_audit(
+        Audit(index.name, index.digest, 0.74, tuple(groups), {}, []), {}, folder_of(index, one.cache_dir)
+    )
+
+
+def test_pooled_figures_also_stand_without_the_faces_that_have_a_copy_in_another_part_of_their_fold(
+    parent, place, capsys
+):
+    pooled = read_predictions(parent / "figures/test_predictions.csv")
+    index = load_data(config(place, "split.fold=0")).cache.index
+    first, second, *_ = (names[0] for names in faces_of_each(index))
+    hits = [
+        max(row) == row[pooled.classes.index(label)]
+        for name, row, label in zip(pooled.names, pooled.values, pooled.labels, strict=True)
+        if name not in (first, second)
+    ]
+    kept = json.loads((parent / "figures/test_clean.json").read_text())
+    assert kept["count"] == len(hits) == 68 and kept["scores"]["accuracy"] == pytest.approx(np.mean(hits))
+    evaluate(config(place, f"run={parent.name}", primary="evaluate"))
+    assert "on the 68 faces that have no copy in another part of their fold" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_the_leaks_of_a_cross_validation_are_those_of_each_fold(parent, place, tmp_path):
+    """The first person's copy chose the epoch of her fold; the second's trained his; the third's two were apart from all."""
+    cfg = config(place, f"run={parent.name}", primary="report")
+    (row,) = leaks(open_case(read_run(parent), cfg, tmp_path)).blocks[0].rows
+    assert row[:4] == ("test", "70", "1", "2")
 
 
 def test_pooled_predictions_are_those_of_the_folds_each_face_once(parent):

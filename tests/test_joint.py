@@ -181,11 +181,11 @@ def test_data_without_valence_and_arousal_is_refused_with_those_that_have_them(h
     words = ("data=fer2013", f"data.root={tmp_path}/fer2013", "data.size=32")
     for task in ("joint", "valence_arousal"):
         with pytest.raises(
-            UsageError, match="train faces of fer2013 do not have; data=synthetic, data=affectnet"
+            UsageError, match="train faces of fer2013 do not have; choose a data set that has them"
         ):
             train(composed("train", home, *words, f"task={task}"))
     # a joint net's expressions can be judged on them, valence and arousal alone cannot
     scores = evaluate(composed("evaluate", home, f"run={joint[0].name}", *words))
     assert "accuracy" in scores["test"] and "ccc" not in scores["test"]
-    with pytest.raises(UsageError, match="which fer2013 does not have; data=synthetic, data=affectnet"):
+    with pytest.raises(UsageError, match="which fer2013 does not have; choose a data set that has them"):
         evaluate(composed("evaluate", home, f"run={affect[0].name}", *words))

@@ -54,7 +54,7 @@ def test_r4s_job_word_for_word():
 
 cd '/home/ann/fer lab'
 export FER_LAB_REQUEUE=1
-srun --cpus-per-task=10 --kill-on-bad-exit=1 {sys.executable} -m fer_lab.train trainer=slurm \
+srun --cpus-per-task=10 --kill-on-bad-exit=1 --wait=0 {sys.executable} -m fer_lab.train trainer=slurm \
 recipe=r4_affectnet_densenet 'data.root=/data/affect net'
 """
     )
@@ -95,7 +95,7 @@ def test_words_reach_the_training_as_they_were_typed_and_the_job_is_handed_over(
     words = ["trainer=slurm", "recipe=r4_affectnet_densenet", f"runs_dir={tmp_path}/runs"]
     monkeypatch.setenv(
         "PATH",
-        fake(tmp_path / "bin", sbatch='echo "Submitted batch job 7"', srun='shift 5; printf "%s\\n" "$@"'),
+        fake(tmp_path / "bin", sbatch='echo "Submitted batch job 7"', srun='shift 6; printf "%s\\n" "$@"'),
     )
     monkeypatch.chdir(tmp_path)
     path = slurm(composed(*words, "submit=true", "job.hours=1"))
@@ -178,26 +178,37 @@ def fitted(tmp_path: Path, place: str) -> dict[str, list[tuple[int, float]]]:
         }
 
 
-def test_a_signal_ends_the_run_between_two_steps_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
-    whole = fitted(tmp_path, "whole")
+@pytest.mark.parametrize(
+    ("signals", "goes_on"),
+    [((signal.SIGUSR1,), True), ((signal.SIGTERM,), False), ((signal.SIGUSR1, signal.SIGTERM), False)],
+    ids=["announced", "cancelled", "cancelled when announced"],
+)
+def test_a_signal_ends_the_run_between_two_steps_and_the_same_command_goes_on(
+    tmp_path, monkeypatch, capsys, signals, goes_on
+):
+    """SLURM queues a job again only where the run asks for it; scancel sends SIGTERM, and means it."""
     before, after_an_epoch = signal.getsignal(signal.SIGUSR1), Checkpoints.on_train_epoch_end
+    asked: list[int] = []
 
     def told_in_the_third(self, trainer, pl_module):
         after_an_epoch(self, trainer, pl_module)
         if trainer.current_epoch == 1:
-            os.kill(os.getpid(), signal.SIGUSR1)
+            for one in signals:
+                os.kill(os.getpid(), one)
 
     with monkeypatch.context() as patch:
+        patch.setattr("fer_lab.slurm.queue_again", lambda: asked.append(1))
         patch.setattr(Checkpoints, "on_train_epoch_end", told_in_the_third)
         patch.setattr(Checkpoints, "share", 1e9)  # a checkpoint after every epoch
         with pytest.raises(Stopped) as stopped:
             fitted(tmp_path, "told")
-    assert stopped.value.code == 75
+    assert (stopped.value.code, len(asked)) == (75, int(goes_on))
     assert "stopped; the same command continues run run" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGUSR1) == before
     assert (tmp_path / "told/run/last.ckpt").exists()
-    assert fitted(tmp_path, "told") == whole
-    assert "continuing run" in capsys.readouterr().out
+    if goes_on:
+        assert fitted(tmp_path, "told") == fitted(tmp_path, "whole")
+        assert "continuing run" in capsys.readouterr().out
 
 
 TASKS = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.num_nodes=2", "trainer.devices=2"]

@@ -174,7 +174,7 @@ def test_usage_errors_are_sentences_with_the_choices_and_exit_2(command, words, 
 def test_help_lists_groups_and_choices_at_once(command):
     done = command("train", "--help", store=False)
     assert done.returncode == 0
-    for line in ("model: resnet18, small, vgg16", "split: holdout, kfold", "recipe: "):
+    for line in ("model: basic1, basic2, densenet121", "split: holdout, kfold", "recipe: "):
         assert line in done.stdout
 
 

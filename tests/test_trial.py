@@ -21,9 +21,10 @@ from fer_lab.fit import history
 from fer_lab.frozen import net_on_shared_backbone
 from fer_lab.learning.module import Diverged
 from fer_lab.learning.pruning import Pruning
+from fer_lab.ranks import LAUNCHERS
 from fer_lab.tracking.forward import settle, sync, tracked
 from fer_lab.tracking.record import RunRecord, open_run
-from fer_lab.train import train
+from fer_lab.train import refuse_what_cannot_be, train
 
 TINY = (
     "data.source.train=56", "data.source.validation=28", "data.source.test=14", "data.size=32", "data.batch_size=28",
@@ -242,6 +243,20 @@ def test_several_processes_are_refused_in_a_trial(tmp_path, words):
     ):
         train(config(tmp_path, *words), Job())
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("trainer", ["slurm", "ddp"])
+def test_several_machines_without_a_launcher_are_refused_instead_of_waited_for(
+    tmp_path, monkeypatch, trainer
+):
+    for name in LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+    cfg = config(tmp_path, f"trainer={trainer}", "trainer.num_nodes=2")
+    with pytest.raises(UsageError, match=r"trainer\.num_nodes=2, .* python -m fer_lab\.slurm with the same"):
+        train(cfg)
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    refuse_what_cannot_be(cfg, alone=False)
 
 
 def test_trials_share_a_frozen_backbone_and_still_train_what_a_plain_run_trains(tmp_path):

@@ -21,12 +21,12 @@ def watch(what: str, found: dict[str, Any]) -> None:
     """Lets `make_trainer` add a callback that writes into `found`."""
     make = fit.make_trainer
 
-    def make_watched(*arguments: Any) -> Any:
-        trainer = make(*arguments)
+    def make_watched(*arguments: Any, **named: Any) -> Any:
+        trainer = make(*arguments, **named)
         trainer.callbacks.append(starts(found) if what == "start" else memory(found))  # type: ignore[attr-defined]
         return trainer
 
-    fit.make_trainer = make_watched  # type: ignore[assignment]
+    fit.make_trainer = make_watched
 
 
 def starts(found: dict[str, Any]) -> Any:

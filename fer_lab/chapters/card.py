@@ -62,7 +62,7 @@ def limits(case: Case) -> str:
 
 
 def facts(case: Case) -> Iterator[tuple[str, str]]:
-    config, run = case.config, case.run
+    config, run = case.run.config, case.run
     yield "net", f"`{str(config.model.net._target_).removeprefix('fer_lab.models.')}`"
     if count := parameters(case):
         yield "parameters", f"{count:,}"

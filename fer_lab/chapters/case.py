@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Case:
-    """`asked` is the report's own config, `config` the run's with the report's words in place of its own; `data` and
-    `module` are None where `missing` says why."""
+    """`asked` is the report's own config; `config` is the run's with the report's words in place of its own, and so says
+    where the faces are today: how the figures came about stands in `run.config`. `data` and `module` are None where
+    `missing` says why."""
 
     run: Finished
     asked: DictConfig
@@ -47,7 +48,7 @@ class Case:
 
     def faces(self, part: Part, count: int | None = None) -> str:
         """Who was looked at and how, for captions: "3,589 test faces of fer2013, each with its mirror image"."""
-        views = VIEWS.get(str(self.config.views), "")
+        views = VIEWS.get(str(self.run.config.views), "")
         kind = "pooled out-of-fold" if self.run.folds else part.usage
         return f"{count or len(part):,} {kind} faces of {self.data_name}{f', each{views}' if views else ''}"
 
@@ -59,10 +60,9 @@ class Case:
 
     def people(self, part: Part) -> list[str] | None:
         """Who is on each face; None where the data set does not say, or all are one."""
-        if self.data is None or not self.data.index.has_subjects:
-            return None
-        found = [str(self.data.index.subjects[row]) for row in self.rows(part)]
-        return found if len(set(found)) > 1 else None
+        from fer_lab.evaluation.uncertainty import people_on
+
+        return None if self.data is None else people_on(self.data.index, self.rows(part))
 
     def picture(self, figure: Figure, name: str, words: str) -> Picture:
         from fer_lab import figures

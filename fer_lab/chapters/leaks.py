@@ -28,7 +28,7 @@ def leaks(case: Case) -> Section:
     words = ", ".join(f"{count:,} {what}" for what, count in counts.items())
     excluded = (
         " It was trained without them (`data.exclude=audit`)."
-        if case.config.data.get("exclude") == "audit"
+        if case.run.config.data.get("exclude") == "audit"
         else ""
     )
     return Section(
@@ -47,27 +47,33 @@ THEN = "The audit is kept with the decoded faces; this page, written again, then
 
 
 def how_to(case: Case) -> str:
-    source = str(case.config.data.source._target_).split(".")[-2]
-    root = f" data.root={case.config.data.root}" if case.config.data.get("root") else ""
-    return f"python -m fer_lab.audit data={source}{root}"
+    from fer_lab.clean import audit_command
+
+    return audit_command(case.config)
 
 
 def audit_of(case: Case) -> Audit | None:
-    from fer_lab.evaluation.audits import folder_of, read_audit
+    from fer_lab import clean
 
-    return None if case.data is None else read_audit(folder_of(case.data.index, case.config.cache_dir))
+    return None if case.data is None else clean.audit_of(case.config, case.data.index)
 
 
-def copied(case: Case, audit: Audit, part: Part) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which of the part's faces have a copy in train, and in any other part; of a cross-validation, anywhere else."""
+def copied(case: Case, audit: Audit, part: Part) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
+    """Which of the part's faces have a copy in train, and in any other part; of a cross-validation, in those of the fold
+    that judged them. None where a fold's run is gone."""
     from fer_lab.evaluation.audits import Copies
 
     assert case.data is not None
-    rows, split = case.rows(part), case.data.split
+    rows, split, index = case.rows(part), case.data.split, case.data.index
     if case.run.folds:
-        found = audit.rows(case.data.index)[rows] >= 0
-        return found, found
-    copies = Copies.of(audit, case.data.index, split)
+        from fer_lab.folds import copied_faces, fold_splits
+
+        splits = fold_splits(case.run.folder, case.run.folds["folds"], index)
+        if splits is None:
+            return None
+        in_train, anywhere = (copied_faces(audit, index, rows, splits, usage) for usage in ("train", ""))
+        return in_train, anywhere
+    copies = Copies.of(audit, index, split)
     others = [getattr(split, usage) for usage in ("train", "validation", "test") if usage != part.usage]
     return copies.have_copy_in(rows, split.train), copies.have_copy_in(rows, np.concatenate(others))
 
@@ -78,7 +84,11 @@ def table(case: Case, audit: Audit) -> Table:
     for part in reversed(list(case.run.parts.values())):
         if part.probabilities is None:
             continue
-        in_train, anywhere = copied(case, audit, part)
+        found = copied(case, audit, part)
+        if found is None:
+            rows.append((part.usage, f"{len(part):,}", *["–"] * 5))
+            continue
+        in_train, anywhere = found
         everything = np.ones(len(part), dtype=bool)
         cells = [accuracy(case, part, kept) for kept in (everything, ~anywhere, anywhere)]
         rows.append((part.usage, f"{len(part):,}", f"{in_train.sum():,}", f"{anywhere.sum():,}", *cells))
@@ -94,17 +104,22 @@ def table(case: Case, audit: Audit) -> Table:
         ),
         rows,
         "Copies are the same picture, or one that differs by re-encoding, size, mirroring or equalisation. In brackets 95% "
-        "intervals. A net that does much better on copies may remember them.",
+        "intervals. A net that does much better on copies may remember them."
+        + (
+            " Of a cross-validation, the parts are those of the fold that judged the face."
+            if case.run.folds
+            else ""
+        ),
     )
 
 
 def accuracy(case: Case, part: Part, kept: NDArray[np.bool_]) -> str:
-    from fer_lab.evaluation.uncertainty import bootstrap_confusion
+    from fer_lab.evaluation.uncertainty import bootstrap_confusion, people_on
 
     if not kept.any():
         return "–"
-    people = case.people(part)
-    groups = None if people is None else [one for one, keep in zip(people, kept, strict=True) if keep]
+    assert case.data is not None
+    people = people_on(case.data.index, case.rows(part)[kept])
     labels, predicted = part.labels[kept], part.predicted[kept]
-    interval = bootstrap_confusion(labels, predicted, len(part.classes), groups)["accuracy"]
+    interval = bootstrap_confusion(labels, predicted, len(part.classes), people)["accuracy"]
     return f"{percent(float((labels == predicted).mean()))} {bounds(interval)}".strip()

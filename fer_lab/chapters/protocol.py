@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -35,7 +36,7 @@ def protocol(case: Case) -> Section:
 
 
 def facts(case: Case) -> Iterator[tuple[str, str]]:
-    run, config = case.run, case.config
+    run, config = case.run, case.run.config
     yield (
         "data",
         f"{case.data_name}, {config.data.size}×{config.data.size} pixels, {colours(config.data.channels)}",
@@ -87,12 +88,19 @@ def chosen(run: Finished) -> str:
 def looked_at(run: Finished) -> str:
     if "test" not in run.parts:
         return "none: this split has no test part"
-    again = len(list((run.folder / "evaluations").glob("*")))
-    later = (
-        f"; judged {plural(again, 'time')} more by hand since, none of which is in this page" if again else ""
-    )
+    again = looks(run)
+    later = f"; judged {plural(again, 'time')} more since, none of which is in this page" if again else ""
     when = "once in each fold" if run.folds else "once"
     return f"looked at {when}, by the best weights, after the last epoch{later}"
+
+
+def looks(run: Finished) -> int:
+    """How often these weights were judged on test faces since; folders of before that was noted count as one each."""
+    from fer_lab.evaluate import LOOKS
+
+    path, folders = run.folder / LOOKS, list((run.folder / "evaluations").glob("*/test.json"))
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return max(sum("test" in line["parts"] for line in lines), len(folders))
 
 
 def drawn(case: Case) -> str:

@@ -25,6 +25,8 @@ SAME = 1e-3
 another precision."""
 CHECKED = 64
 """Faces for that, through all test-time views."""
+AS_SURE = 5e-4
+"""A temperature that is printed as 1.000 changes nothing."""
 WEAK = 0.5
 """Accuracy below which a net's doubts are its own more often than the label's."""
 
@@ -50,7 +52,7 @@ def calibration(case: Case) -> Section | None:
     ]
     if fitted is None or after is None:
         return Section("Calibration", [*blocks, Text(f"No temperature is fitted: {why_none(case)}.")])
-    lean = "too sure" if fitted.value > 1 else "not sure enough"
+    lean = leaning(fitted)
     blocks.append(
         Text(
             f"Temperature **{fitted.value:.3f}** (Guo et al. 2017): the logarithms of the probabilities divided by it, the one "
@@ -63,6 +65,12 @@ def calibration(case: Case) -> Section | None:
             Warn("The temperature is at its bound: these validation faces are all told right, or none is.")
         )
     return Section("Calibration", [*blocks, before_and_after(case, fitted, after)])
+
+
+def leaning(fitted: Temperature) -> str:
+    if abs(fitted.value - 1) < AS_SURE:
+        return "as sure as it should be"
+    return "too sure" if fitted.value > 1 else "not sure enough"
 
 
 def why_none(case: Case) -> str:
@@ -186,11 +194,10 @@ def worse_and_worse(
     case: Case, images: Tensor, clean: NDArray[np.float64], chosen: NDArray[np.int64]
 ) -> dict[Perturbation, list[Point]]:
     from fer_lab.evaluation.robustness import PERTURBATIONS, curve
+    from fer_lab.evaluation.uncertainty import people_on
 
-    people = case.people(case.part)
-    groups = [people[place] for place in chosen] if people else None
-    if groups and len(set(groups)) < 2:
-        groups = None
+    assert case.data is not None
+    groups = people_on(case.data.index, case.rows(case.part)[chosen])
     labels, predict = case.part.labels[chosen], predictor(case, "none")
     return {kind: curve(predict, images, labels, kind, clean, groups) for kind in PERTURBATIONS}
 
@@ -217,7 +224,7 @@ def table_of(curves: dict[Perturbation, list[Point]], side: int) -> Table:
 def drift(case: Case, images: Tensor, chosen: NDArray[np.int64]) -> Block:
     """Whether the net rebuilt here says what the run recorded of the faces `chosen`."""
     assert case.part.probabilities is not None
-    found = predictor(case, str(case.config.views))(images)
+    found = predictor(case, str(case.run.config.views))(images)
     largest = float(np.abs(found - case.part.probabilities[chosen]).max())
     words = (
         f"Rebuilt for this page, the net gives {len(chosen)} of these faces the probabilities that the run recorded, to within "

@@ -69,6 +69,11 @@ class AffectNet:
         known = self._annotations()
         return items_of(known, self.classes, self.root, {"train": TRAIN_COUNTS, "test": VALIDATION_COUNTS})
 
+    @property
+    def official(self) -> dict[str, dict[str, int]]:
+        parts = {"train": TRAIN_COUNTS, "test": VALIDATION_COUNTS}
+        return {usage: {name: counts[name] for name in self.classes} for usage, counts in parts.items()}
+
     def stamp(self) -> str:
         labels = [totals(str(folder / "annotations")) for folder in self._folders]
         return stamp_of(
@@ -198,7 +203,10 @@ def scalar(data: bytes, path: str) -> str:
     if not data.startswith(NPY_MAGIC):
         raise DataError(f"{path} is no npy file of version 1; unpack it again")
     end = len(NPY_MAGIC) + 2 + int.from_bytes(data[8:10], "little")
-    kind = _kind(data[10:end])
+    try:
+        kind = _kind(data[10:end])
+    except (ValueError, SyntaxError, KeyError, TypeError):  # all that a broken header can be
+        raise DataError(f"{path} has a broken header; unpack it again") from None
     if kind.hasobject or len(data) < end + kind.itemsize:
         raise DataError(
             f"{path} holds {kind} in {len(data)} bytes; expected one text or number, not a pickle"

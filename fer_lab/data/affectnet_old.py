@@ -22,7 +22,7 @@ from fer_lab.data.affectnet import (
     items_of,
 )
 from fer_lab.data.faces import EXPRESSIONS, DataError, Item
-from fer_lab.data.files import described, existing_root, first_existing, near, stamp_of, totals
+from fer_lab.data.files import described, existing_root, first_existing, near, opened, stamp_of, totals
 from fer_lab.data.images import decode
 
 COLUMNS = (
@@ -55,6 +55,11 @@ class AffectNetOld:
     def items(self) -> list[Item]:
         official = {"train": TRAIN_COUNTS, "test": VALIDATION_COUNTS}
         return items_of(self._annotations(), self.classes, self.root, official)
+
+    @property
+    def official(self) -> dict[str, dict[str, int]]:
+        parts = {"train": TRAIN_COUNTS, "test": VALIDATION_COUNTS}
+        return {usage: {name: counts[name] for name in self.classes} for usage, counts in parts.items()}
 
     def stamp(self) -> str:
         lists = [described(path) for path in self._lists]
@@ -111,7 +116,7 @@ class AffectNetOld:
 
 def rows_of(path: Path) -> Iterator[list[str]]:
     """The rows below the header, which training.csv may not have."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with opened(path) as file:
         for number, row in enumerate(csv.reader(file)):
             if row and not (number == 0 and row[0].strip().lower() == COLUMNS[0].lower()):
                 yield row

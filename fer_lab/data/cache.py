@@ -91,6 +91,17 @@ def complaint(name: str, skipped: Sequence[tuple[str, str]], total: int) -> str:
     return "\n".join(lines)
 
 
+def refuse_repeated(name: str, items: Sequence[Item]) -> None:
+    """A picture that is two items would stand on both sides of a split."""
+    repeated = [item for item, count in Counter(item.name for item in items).items() if count > 1]
+    if repeated:
+        more = f" … and {len(repeated) - 3} more" if len(repeated) > 3 else ""
+        raise DataError(
+            f"{len(repeated)} of the pictures of {name} are named more than once: {', '.join(repeated[:3])}{more}; "
+            "name each once, in its list or its folders"
+        )
+
+
 class _Shelf:
     """The place of one data set at one size in the cache folder."""
 
@@ -141,6 +152,7 @@ class _Shelf:
         items = self.source.items()
         if not items:
             raise DataError(f"{self.source.name} holds no pictures; check data.root")
+        refuse_repeated(self.source.name, items)
         self.crop.check(self.source.name, items)
         place = self.folder / f"{self.label}-{self._key(items)[:16]}"
         cache = _opened_or_none(place)

@@ -20,7 +20,7 @@ from fer_lab.data.images import BadImage, grey
 if TYPE_CHECKING:
     import cv2
 
-CROP_VERSION = 1
+CROP_VERSION = 2
 """Raise it when the same picture gives another crop: caches of crops are then rebuilt."""
 
 CROPS = ("none", "haar", "box")
@@ -31,6 +31,10 @@ twentieth of the picture (the cascade's window is 24 pixels) is no face to learn
 SCALE_STEP = 1.1
 NEIGHBOURS = (5, 3, 1)
 """How many overlapping hits make a face; fewer are asked for only where that finds none."""
+
+LARGEST_SQUARE = 4
+"""Longer sides of the picture that a square may be wide; a box that asks for more is a slip of the pen, and the
+reflections that fill the square would take all memory."""
 
 Box = tuple[int, int, int, int]
 
@@ -75,12 +79,18 @@ class Crop:
 
 
 def cut(pixels: NDArray[np.uint8], box: Box, margin: float) -> NDArray[np.uint8]:
-    """The square about the middle of `box`, as wide as its longer side and a margin on either edge."""
+    """The square about the middle of `box`, as wide as its longer side and a margin on either edge.
+
+    Raises BadImage where the middle lies outside the picture or the square is far larger than it.
+    """
     left, top, width, height = box
     rows, columns = pixels.shape[:2]
-    if width < 1 or height < 1 or left >= columns or top >= rows or left + width <= 0 or top + height <= 0:
+    across, down = left + width / 2, top + height / 2
+    if width < 1 or height < 1 or not 0 <= across < columns or not 0 <= down < rows:
         raise BadImage("face box outside the picture")
     side = max(1, round(max(width, height) * (1 + 2 * margin)))
+    if side > LARGEST_SQUARE * max(rows, columns):
+        raise BadImage("face box far larger than the picture")
     left, top = left + (width - side) // 2, top + (height - side) // 2
     over = [
         (max(0, -start), max(0, start + side - length)) for start, length in ((top, rows), (left, columns))

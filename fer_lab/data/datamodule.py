@@ -35,7 +35,7 @@ class FaceData(pl.LightningDataModule):
     share (B, K) of them that chose each class, `probability` one drawn anew each epoch from those shares.
     Validation and test are always the majority's.
 
-    `stream`, for sets larger than memory: an epoch goes through the images by parts, and reads the next ones ahead.
+    `stream`, for sets that may not fit into memory: an epoch goes through the images by parts, and reads the next ones ahead.
     """
 
     def __init__(

@@ -33,6 +33,7 @@ class Fer2013:
     name = "fer2013"
     classes = EXPRESSIONS[:7]
     channels = 1
+    official = OFFICIAL
 
     def __init__(self, root: str | None) -> None:
         self.root = root

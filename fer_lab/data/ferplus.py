@@ -1,9 +1,9 @@
 """FER+: the faces of FER2013 judged again by ten people each (Barsoum et al. 2016), eight expressions.
 
-The rule of the label is the paper's `majority`: single votes are outliers and fall away, and the winner needs more
-than half of what is left. Faces that unknown or "not a face" win, that nobody wins, or that have no image name are
-left out of every usage. Votes are the shares of the eight expressions after the outliers fell away; data.labels
-chooses what of them a face trains on.
+The rules are those of the paper's own code. The label is the `majority`: single votes are outliers and fall away, and
+the winner needs more than half of what is left. Faces that unknown or "not a face" win, that nobody wins, or that have
+no image name are left out. With data.labels=crossentropy or probability, faces that nobody wins train nevertheless,
+where their foremost expressions have more than half of the votes together (see `foremost`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fer_lab.data.faces import EXPRESSIONS, DataError, Item
+from fer_lab.data.faces import EXPRESSIONS, LABELS, DataError, Item
 from fer_lab.data.fer2013_csv import USAGES, Table
-from fer_lab.data.files import described, existing_root, first_existing, near, pictures, stamp_of
+from fer_lab.data.files import described, existing_root, first_existing, near, opened, pictures, stamp_of
 from fer_lab.data.images import decode
 
 COLUMNS = (
@@ -54,14 +54,18 @@ class Row(NamedTuple):
 
 
 class FerPlus:
-    """`root` holds fer2013new.csv and FER2013's csv, or Microsoft's three folders; or is their parent."""
+    """`root` holds fer2013new.csv and FER2013's csv, or Microsoft's three folders; or is their parent.
+
+    `labels` (LABELS) is what the faces train on; validation and test are always the majority's.
+    """
 
     name = "ferplus"
     classes = EXPRESSIONS
     channels = 1
+    official = OFFICIAL
 
-    def __init__(self, root: str | None) -> None:
-        self.root = root
+    def __init__(self, root: str | None, labels: str = LABELS[0]) -> None:
+        self.root, self.by_majority = root, labels == LABELS[0]
 
     def items(self) -> list[Item]:
         kept: list[Item] = []
@@ -69,27 +73,41 @@ class FerPlus:
         usages: Counter[str] = Counter()
         for row in self._rows():
             usages[row.usage] += 1
-            winner = majority(row.votes) if row.name else "no image name"
-            if winner in EXPRESSIONS:
-                kept.append(
-                    Item(row.name, EXPRESSIONS.index(winner), usage=row.usage, votes=shares(row.votes))
-                )
+            found = self._judged(row)
+            if isinstance(found, Item):
+                kept.append(found)
             else:
-                dropped["not a face" if winner == "NF" else winner] += 1
+                dropped["not a face" if found == "NF" else found] += 1
         self._report(usages, dropped)
         return kept
 
+    def _judged(self, row: Row) -> Item | str:
+        """The face with its label and votes, or why it is left out."""
+        winner = majority(row.votes) if row.name else "no image name"
+        votes = shares(row.votes)
+        if row.name and row.usage == "train" and not self.by_majority:
+            votes = shares(foremost(row.votes))
+            winner = EXPRESSIONS[votes.index(max(votes))] if votes else winner
+        if winner not in EXPRESSIONS or not votes:
+            return "no majority" if winner in EXPRESSIONS else winner
+        return Item(row.name, EXPRESSIONS.index(winner), usage=row.usage, votes=votes)
+
     def stamp(self) -> str:
         if self._table:
-            return stamp_of([described(self._votes)], self.name, self._table.stamp())
+            return stamp_of([described(self._votes)], *self._settings, self._table.stamp())
         lists = [described(path)._replace(name=str(path)) for path in self._lists()]
-        return stamp_of([*pictures(self._place, depth=1), *lists], self.name)
+        return stamp_of([*pictures(self._place, depth=1), *lists], *self._settings)
 
     def content(self, item: Item) -> bytes:
         return self._table.row(item.name) if self._table else (self._place / item.name).read_bytes()
 
     def pixels(self, item: Item) -> NDArray[np.uint8]:
         return self._table.pixels(item.name) if self._table else decode(self.content(item), item.name)
+
+    @property
+    def _settings(self) -> tuple[str, ...]:
+        """What chooses the faces; by majority as before there was a choice, so that caches are found again."""
+        return (self.name,) if self.by_majority else (self.name, "foremost")
 
     @cached_property
     def _places(self) -> list[Path]:
@@ -186,10 +204,34 @@ def majority(votes: Sequence[int]) -> str:
     return COLUMNS[counted.index(most)]
 
 
+def foremost(votes: Sequence[int]) -> tuple[int, ...]:
+    """The votes of up to three leading columns, ties together, until they have three quarters of all; zeros where that
+    is not more than half, where ties make more than three, or where unknown or NF lead.
+
+    Single votes are left out before; unknown and NF end the search.
+    """
+    left = [count if count > 1 else 0 for count in votes]
+    total, taken, places = sum(left), [0] * len(left), 0
+    valid = True
+    while sum(taken) < 0.75 * total and places < 3 and valid:
+        most = max(left)
+        for place in [place for place, count in enumerate(left) if count == most]:
+            if valid := COLUMNS[place] in EXPRESSIONS:
+                taken[place], left[place], places = most, 0, places + 1
+            else:
+                if not any(taken):
+                    return (0,) * len(left)
+                break
+    enough = 2 * sum(taken) > total and places <= 3
+    return tuple(taken) if enough else (0,) * len(left)
+
+
 def shares(votes: Sequence[int]) -> tuple[float, ...]:
-    """What each of EXPRESSIONS has of the votes for an expression, single votes left out."""
+    """What each of EXPRESSIONS has of the votes for an expression, single votes left out; empty where there are none."""
     counted = {name: count if count > 1 else 0 for name, count in zip(COLUMNS, votes, strict=True)}
     total = sum(counted[name] for name in EXPRESSIONS)
+    if not total:
+        return ()
     return tuple(counted[name] / total for name in EXPRESSIONS)
 
 
@@ -217,7 +259,7 @@ def read_votes(path: Path) -> Iterator[Row]:
 
 
 def read_csv(path: Path) -> Iterator[list[str]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with opened(path) as file:
         yield from (fields for fields in csv.reader(file) if fields)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from fer_lab.data.faces import DataError, digest
 from fer_lab.data.images import SUFFIXES
@@ -71,9 +72,24 @@ def totals(folder: str) -> tuple[int, int, int]:
                 inside = totals(entry.path)
                 number, size, changed = number + inside[0], size + inside[1], changed + inside[2]
             else:
-                facts = entry.stat()
+                try:
+                    facts = entry.stat()
+                except FileNotFoundError:  # a link to nothing: it counts as itself
+                    facts = entry.stat(follow_symlinks=False)
                 number, size, changed = number + 1, size + facts.st_size, changed + facts.st_ctime_ns
     return number, size, changed
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[TextIO]:
+    """A list of labels as text; raises DataError where it is no UTF-8."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is no UTF-8 text ({error}); take it as released, or save it as UTF-8"
+        ) from None
 
 
 def first_existing(places: Iterable[Path]) -> Path | None:

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fer_lab.data.faces import EXPRESSIONS, DataError, Item, expression
+from fer_lab.data.faces import EXPRESSIONS, LABELS, DataError, Item, expression
 from fer_lab.data.files import described, existing_root, pictures, stamp_of
 from fer_lab.data.images import decode
 
@@ -37,15 +38,21 @@ MISSING = (
 class Jaffe:
     """`root` is a flat folder or has one folder per class; .tiff or re-encoded; other files are ignored.
 
-    `ratings`: the path of the table `# HAP SAD SUR ANG DIS FEA PIC`, whose means become votes (see `shares`); labels
-    stay what was posed.
+    `ratings`: the path of the table `# HAP SAD SUR ANG DIS FEA PIC`, whose means become votes (see `shares`) for
+    `labels` other than majority; the labels themselves stay what was posed.
     """
 
     name = "jaffe"
     classes = EXPRESSIONS[:7]
     channels = 1
+    official: ClassVar = {None: {expression(code): count for code, count in OFFICIAL.items()}}
 
-    def __init__(self, root: str | None, ratings: str | None = None) -> None:
+    def __init__(self, root: str | None, ratings: str | None = None, labels: str | None = None) -> None:
+        if ratings is not None and labels == LABELS[0]:
+            raise DataError(
+                f"data.source.ratings changes nothing with data.labels={labels}: add data.labels=crossentropy (their "
+                "shares) or probability (one drawn from them each epoch), or leave the ratings out"
+            )
         self.root, self.ratings = root, ratings
 
     def items(self) -> list[Item]:

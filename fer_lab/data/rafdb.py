@@ -21,6 +21,7 @@ from fer_lab.data.files import (
     existing_root,
     first_existing,
     near,
+    opened,
     pictures,
     stamp_of,
     totals,
@@ -58,6 +59,7 @@ class RafDb:
     name = "rafdb"
     classes = EXPRESSIONS[:7]
     channels = 3
+    official = OFFICIAL
 
     def __init__(self, root: str | None, images: str = "aligned") -> None:
         if images not in IMAGES:
@@ -121,7 +123,7 @@ class RafDb:
         """Lines `train_00001.jpg 5`; the aligned picture is train_00001_aligned.jpg."""
         items: list[Item] = []
         problems: list[str] = []
-        for number, line in enumerate(path.read_text("utf-8-sig").splitlines(), 1):
+        for number, line in enumerate(lines_of(path), 1):
             if not line.strip():
                 continue
             match = re.fullmatch(r"(train|test)_(\S+?)(\.\w+)\s+([1-7])", line.strip())
@@ -170,6 +172,11 @@ class RafDb:
             )
         known = ((name, meanings[name.rpartition("/")[0]]) for name in found)
         return [Item(name, meaning[1], usage=meaning[0]) for name, meaning in known if meaning]
+
+
+def lines_of(path: Path) -> list[str]:
+    with opened(path) as file:
+        return file.read().splitlines()
 
 
 def _meaning(folder: str) -> tuple[str, int] | None:

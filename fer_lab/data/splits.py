@@ -41,10 +41,19 @@ class Splitter(Protocol):
 
 
 def split_within(splitter: Splitter, index: Index, limit: int | None) -> Split:
-    """The split of the whole index, or of a stratified subset of about `limit` rows, as rows of the whole."""
+    """The split of the whole index, or of a stratified subset of about `limit` rows, as rows of the whole.
+
+    Of an official split only what trains is thinned, with the validation part that is carved out of it: its own
+    validation and test faces are what published figures are of.
+    """
     if limit is None or limit >= len(index):
         return splitter(index)
-    rows = stratified_subset(index, limit)
+    kept = np.zeros(len(index), dtype=bool)
+    if isinstance(splitter, Official):
+        kept = np.array([usage != USAGES[0] for usage in index.usages], dtype=bool)
+    thinned = np.flatnonzero(~kept)
+    kept[thinned[stratified_subset(index.subset(thinned), limit)]] = True
+    rows = np.flatnonzero(kept)
     part = splitter(index.subset(rows))
     return Split(rows[part.train], rows[part.validation], rows[part.test], part.mixes_subjects)
 

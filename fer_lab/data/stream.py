@@ -1,11 +1,9 @@
-"""Epochs over a data set that is larger than memory: an order that a disk likes, and images that are read ahead."""
+"""Epochs over a data set that may not fit into memory: an order that a disk likes, and images that are read ahead."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TypeVar, cast
 
 import torch
@@ -22,20 +20,14 @@ WINDOW_BLOCKS = 128
 READ_BYTES = 2**27
 """Images that are read at once, in the order of the disk; twice as many are in memory."""
 
+LARGE_BYTES = 2**33
+"""Images of more than 8 GiB are read by parts on every machine: FER2013 at 48 pixels takes 0.1, AffectNet at 224 44."""
+
 T = TypeVar("T")
 
 
-def is_too_large(images: Images) -> bool:
-    return images.nbytes > memory() / 2
-
-
-def memory() -> int:
-    """Bytes that this machine, or the container it is, can hold."""
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # not on this system, or "max"
-        return total
+def is_large(images: Images) -> bool:
+    return images.nbytes > LARGE_BYTES
 
 
 def rows_of(size: int, images: Images) -> int:

@@ -70,11 +70,12 @@ class Audit:
         }
 
     def rows(self, index: Index) -> NDArray[np.int64]:
-        """(N,) the number of each face's group, -1 of those without a copy."""
+        """(N,) the number of each face's group, -1 of those without a copy; the index may lack some, as one of another
+        size may that could not read them."""
         places = {name: row for row, name in enumerate(index.names)}
         found = np.full(len(index), -1)
         for number, group in enumerate(self.groups):
-            found[[places[name] for name in group.names]] = number
+            found[[places[name] for name in group.names if name in places]] = number
         return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,13 +27,30 @@ def listed(source: Source) -> tuple[list[Item], list[str]]:
 
 
 def release_of(source: Source) -> dict[str, int]:
-    """Faces of each usage in the official release, where the data set's file says so as OFFICIAL."""
-    official = getattr(sys.modules[type(source).__module__], "OFFICIAL", {})
-    counts = {
-        usage: sum(count.values()) if isinstance(count, Mapping) else count
+    """Faces of each usage in the official release, where the data set says so.
+
+    It does by an attribute `official`: {usage, or None of a release without parts: faces, or faces of each class}.
+    """
+    official: Mapping[str | None, Any] = getattr(source, "official", {})
+    return {
+        str(usage): sum(count.values()) if isinstance(count, Mapping) else count
         for usage, count in official.items()
     }
-    return counts if set(counts) <= set(USAGES) else {}
+
+
+def by_class(items: Sequence[Item], source: Source) -> dict[str, dict[str, tuple[int, int | None]]]:
+    """Of each usage the pictures here of each class, and those in the release, None where it is not known."""
+    official: Mapping[str | None, Any] = getattr(source, "official", {})
+    here = Counter((item.usage, item.label) for item in items)
+    usages = [usage for usage in (*USAGES, None) if usage in official or any(usage == one for one, _ in here)]
+    found: dict[str, dict[str, tuple[int, int | None]]] = {}
+    for usage in usages:
+        known = official.get(usage)
+        known = known if isinstance(known, Mapping) else {}
+        found[str(usage)] = {
+            name: (here[usage, label], known.get(name)) for label, name in enumerate(source.classes)
+        }
+    return found
 
 
 def manifest_of(index: Index, pairs: Pairs, threshold: float, skipped: Sequence[tuple[str, str]]) -> Audit:

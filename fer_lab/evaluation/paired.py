@@ -1,8 +1,9 @@
-"""Whether one net is better than another on the same faces: McNemar's test, Holm's correction, paired intervals.
+"""Whether one net is better than another on the same faces: a paired test, Holm's correction, paired intervals.
 
 Two figures of the same test faces are not independent: most faces are right or wrong for both nets, and only those
-that one alone gets right say which is better (McNemar 1947). Who compares many pairs finds a difference by luck, so
-the p of all pairs are corrected together (Holm 1979).
+that one alone gets right say which is better (McNemar 1947). The faces of one person are not independent either: where
+people are known, a person's sum of gains is what could as well have been the other net's (Fisher 1935). Who compares
+many pairs finds a difference by luck, so the p of all pairs are corrected together (Holm 1979).
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ Flags = NDArray[np.bool_]
 
 class Duel(NamedTuple):
     """Two nets on so many `faces`. `only_first` faces are right for the first net alone; `difference` is the first's
-    accuracy minus the second's, `interval` its 95% bootstrap interval (over subjects where `by_subject`), `p` McNemar's,
-    `adjusted` Holm's."""
+    accuracy minus the second's, `interval` its 95% bootstrap interval, one pair at a time; `p` is McNemar's or, where
+    `by_subject`, that of `sign_flip`, and `adjusted` Holm's."""
 
     first: str
     second: str
@@ -42,28 +43,25 @@ class Duel(NamedTuple):
 
     @property
     def tied(self) -> bool:
-        """McNemar's test takes the faces of one person as independent, so of subjects their interval has a say, too."""
-        undecided = self.by_subject and not self.interval.low * self.interval.high > 0
-        return self.adjusted >= ALPHA or undecided
+        return self.adjusted >= ALPHA
 
     @property
     def sentence(self) -> str:
+        chance = f"Holm p {written(self.adjusted)}{' over subjects' if self.by_subject else ''}"
         if self.tied:
-            low, high = (100 * bound for bound in self.interval)
-            subjects = f", over subjects [{low:.2f}, {high:.2f}] points" if self.by_subject else ""
-            return f"{self.first} is tied with {self.second} (Holm p {written(self.adjusted)}{subjects})"
+            return f"{self.first} is tied with {self.second} ({chance})"
         better, worse, (low, high) = self.first, self.second, self.interval
         if self.difference < 0:
             better, worse, low, high = worse, better, -high, -low
         gap = f"{100 * abs(self.difference):.2f} points [{100 * low:.2f}, {100 * high:.2f}]"
-        return f"{better} is better than {worse} by {gap} (Holm p {written(self.adjusted)})"
+        return f"{better} is better than {worse} by {gap} ({chance})"
 
 
 def duels(right: Mapping[str, Flags], groups: Sequence[str] | None = None) -> list[Duel]:
     """Every pair of nets. `right` maps a net to whether it got each face right, (N,) in one order; `groups` names the
-    subject of each face, where they are known: they are then what the intervals draw again."""
+    subject of each face, where they are known: they are then what is tested, and what the intervals draw again."""
     pairs = list(combinations(right, 2))
-    scores = [mcnemar(*discordant(right[first], right[second])) for first, second in pairs]
+    scores = [chance(right[first], right[second], groups) for first, second in pairs]
     found = []
     for (first, second), p, adjusted in zip(pairs, scores, holm(scores), strict=True):
         counts = discordant(right[first], right[second])
@@ -72,6 +70,13 @@ def duels(right: Mapping[str, Flags], groups: Sequence[str] | None = None) -> li
         faces, by_subject = len(right[first]), groups is not None
         found.append(Duel(first, second, faces, *counts, gap, interval, p, adjusted, by_subject))
     return found
+
+
+def chance(first: Flags, second: Flags, groups: Sequence[str] | None = None) -> float:
+    """Two-sided p that neither net is better: over subjects where `groups` names them, else over faces."""
+    if groups is None:
+        return mcnemar(*discordant(first, second))
+    return sign_flip(sums_of(first, second, groups)[0])
 
 
 def discordant(first: Flags, second: Flags) -> tuple[int, int]:
@@ -89,6 +94,22 @@ def mcnemar(only_first: int, only_second: int) -> float:
     if total < FEW:
         return float(binomtest(only_first, total).pvalue)
     return float(chi2.sf((only_first - only_second) ** 2 / total, df=1))
+
+
+def sign_flip(sums: NDArray[np.int64]) -> float:
+    """Two-sided p of the sum of `sums` (S,), one for each subject, if each could as well have the other sign.
+
+    Exact for any number of subjects: sums are whole, so all 2^S outcomes are counted by their total. Of S subjects with
+    a gain none is below 2 / 2^S.
+    """
+    sizes = np.abs(sums[sums != 0])
+    reach = int(sizes.sum())
+    chances = np.zeros(2 * reach + 1)  # of the totals -reach..reach
+    chances[reach] = 1.0
+    for size in sizes:  # what is rolled over an end is 0: no total so far lies beyond the sizes so far
+        chances = (np.roll(chances, size) + np.roll(chances, -size)) / 2
+    far = np.abs(np.arange(-reach, reach + 1)) >= abs(int(sums.sum()))
+    return min(1.0, float(chances[far].sum()))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -109,20 +130,25 @@ def paired_interval(
 
     Drawn again are the faces or, with `groups`, whole subjects; nan where there is one subject or no face.
     """
-    gains = first.astype(np.int64) - second.astype(np.int64)
-    if groups is None:
-        members, sums, sizes = len(gains), gains, np.ones_like(gains)
-    else:
-        _, owner = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-        sizes = np.bincount(owner)
-        sums, members = np.bincount(owner, gains), len(sizes)
-    if members < 2:
+    sums, sizes = sums_of(first, second, groups)
+    if (members := len(sums)) < 2:
         return Interval(math.nan, math.nan)
     generator = np.random.default_rng(seed)
     kinds, place = np.unique(np.stack([sums, sizes]), axis=1, return_inverse=True)  # few, so a draw is cheap
     drawn = generator.multinomial(members, np.bincount(place.ravel()) / members, resamples)  # (R, kinds)
     low, high = np.quantile((drawn @ kinds[0]) / (drawn @ kinds[1]), [0.025, 0.975])
     return Interval(float(low), float(high))
+
+
+def sums_of(
+    first: Flags, second: Flags, groups: Sequence[str] | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many more faces the first net gets right, and of how many: for each subject, or for each face."""
+    gains = first.astype(np.int64) - second.astype(np.int64)
+    if groups is None:
+        return gains, np.ones_like(gains)
+    _, owner = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    return np.bincount(owner, gains).astype(np.int64), np.bincount(owner)
 
 
 def ties(names: Sequence[str], pairs: Sequence[Duel]) -> dict[str, list[str]]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from fer_lab.data.faces import Index
 from fer_lab.evaluation.metrics import BINS, confusion_metrics
 
 
@@ -21,6 +22,15 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+def people_on(index: Index, rows: NDArray[np.int64]) -> list[str] | None:
+    """Who is on each of these faces; None where the data set does not say, or all are one: of one person only the
+    pictures can be drawn again."""
+    if not index.has_subjects:
+        return None
+    found = [str(index.subjects[row]) for row in rows]
+    return found if len(set(found)) > 1 else None
 
 
 def bootstrap(
@@ -35,15 +45,26 @@ def bootstrap(
 
     It is called `resamples` times; for figures of a confusion matrix `bootstrap_confusion` is far faster.
     """
+    return percentiles(resampled(metric, count, groups, resamples, seed), level)
+
+
+def resampled(
+    metric: Callable[[NDArray[np.int64]], float],
+    count: int,
+    groups: Sequence[str | None] | None,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """(resamples,) the figure of each resample; all nan of a single group, which cannot say."""
     members = group_members(count, groups)
     if len(members) < 2:
-        return Interval(float("nan"), float("nan"))
+        return np.full(resamples, np.nan)
     generator = np.random.default_rng(seed)
     values = np.empty(resamples)
     for row in range(resamples):
         drawn = generator.integers(len(members), size=len(members))
         values[row] = metric(drawn if groups is None else np.concatenate([members[one] for one in drawn]))
-    return percentiles(values, level)
+    return values
 
 
 def bootstrap_confusion(
@@ -80,7 +101,11 @@ def bootstrap_confusion(
 def bootstrap_probabilities(
     labels: NDArray[np.int64], probabilities: NDArray[np.float64], groups: Sequence[str | None] | None = None
 ) -> dict[str, Interval]:
-    """Intervals of nll, brier and ece (2,000 resamples) and of auroc (300), from probabilities (N, K)."""
+    """Intervals of nll, brier and ece (2,000 resamples) and of auroc (300), from probabilities (N, K).
+
+    A mean of absolute values grows with noise, and a resample is noisier than the faces it is drawn from: the resamples
+    of ece are moved to have the figure itself as their median.
+    """
     from scipy.stats import rankdata
 
     count, rows = len(labels), np.arange(len(labels))
@@ -106,7 +131,7 @@ def bootstrap_probabilities(
     return {
         "nll": bootstrap(lambda drawn: float(surprise[drawn].mean()), count, groups),
         "brier": bootstrap(lambda drawn: float(distance[drawn].mean()), count, groups),
-        "ece": bootstrap(calibration_error, count, groups),
+        "ece": centred(resampled(calibration_error, count, groups), calibration_error(rows)),
         "auroc": bootstrap(auroc, count, groups, resamples=300),
     }
 
@@ -125,6 +150,14 @@ def group_members(count: int, groups: Sequence[str | None] | None) -> list[NDArr
         )
     _, owner = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     return np.split(np.argsort(owner, kind="stable"), np.cumsum(np.bincount(owner))[:-1])
+
+
+def centred(values: NDArray[np.float64], figure: float, level: float = 0.95) -> Interval:
+    """The percentiles of a figure of 0 or more whose resamples are too large on the average, without that bias."""
+    if np.isnan(values).all():
+        return percentiles(values, level)
+    low, high = percentiles(values - np.nanmedian(values) + figure, level)
+    return Interval(max(low, 0.0), high)
 
 
 def percentiles(values: NDArray[np.float64], level: float) -> Interval:

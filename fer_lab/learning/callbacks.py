@@ -58,13 +58,17 @@ class Checkpoints(Checkpoint):  # Lightning calls these last, so the monitored s
             raise LearningError(
                 f"monitor={self.monitor} is not logged; choices: {', '.join(pl_module.logged)}"
             )
+        self.refuse_unlike_processes(trainer)
 
-        mine = (self.folder.name, trainer.current_epoch)
+    def refuse_unlike_processes(self, trainer: pl.Trainer) -> None:
+        """They would wait for each other for ever. Lightning restores the epoch only after on_fit_start; what a
+        checkpoint says of its best epoch and of its time is here by then."""
+        mine = (self.folder.name, self.best_epoch, self.earlier_seconds)
         alike = trainer.strategy.broadcast(mine) == mine
         if not trainer.strategy.reduce_boolean_decision(alike, all=True):
             raise LearningError(
-                "the processes of this run do not train the same: on one machine the code, the files, the last "
-                "checkpoint or the memory differ (+data.stream=true for all, if it is the memory)"
+                "the processes of this run do not train the same: on one machine the code, the files or the last "
+                f"checkpoint differ; the first one's run is {self.folder}, which all of them must see"
             )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 
 
+class SecondStep(ValueError):
+    """More than one batch for what learns from all faces at once; the text says what to set."""
+
+
 class LBFGS(torch.optim.LBFGS):
     """torch's L-BFGS with strong Wolfe steps and an L2 penalty, weight_decay / 2 times each group's squared weights.
 
-    One step goes all the way: up to `max_iter` iterations. So an epoch should be one batch, of the whole training part,
-    and one epoch is enough. With the mean cross entropy of N faces it finds what scikit-learn's LogisticRegression
+    One step goes all the way: up to `max_iter` iterations. So the training part has to be one batch and one epoch: a
+    second step raises SecondStep, since it would forget the first. With the mean cross entropy of N faces it finds what scikit-learn's LogisticRegression
     does for C = 1 / (N * weight_decay).
     """
 
@@ -51,6 +55,12 @@ class LBFGS(torch.optim.LBFGS):
         )
 
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
+        if self.state:
+            raise SecondStep(
+                "optimizer=lbfgs learns from all training faces in one step, and here is a second: set data.batch_size to "
+                "their number or more and trainer.max_epochs=1, or take optimizer=adamw"
+            )
+
         def penalised() -> Any:
             loss = closure()
             for weight, decay in self.decays:

@@ -18,7 +18,15 @@ ASKED_EVERY = 20
 
 
 class Stopped(SystemExit):
-    """Raised by all processes after the same step; the exit code is that of the first, which speaks for all."""
+    """Raised by all processes after the same step; the exit code is that of the first, which speaks for all.
+
+    `goes_on`: SIGUSR1 alone came, with which a cluster announces that it takes its machines back for now. SIGTERM is
+    also what cancels a job.
+    """
+
+    def __init__(self, code: int, goes_on: bool) -> None:
+        super().__init__(code)
+        self.goes_on = goes_on
 
 
 class Stopping(Callback):
@@ -29,14 +37,16 @@ class Stopping(Callback):
     """
 
     told = False
+    ended = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             for one in SIGNALS:
                 signal.signal(one, self.note)  # Lightning puts back what was there before the fit
 
-    def note(self, *_: object) -> None:
+    def note(self, number: int, *_: object) -> None:
         self.told = True
+        self.ended = self.ended or number == signal.SIGTERM
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -46,4 +56,5 @@ class Stopping(Callback):
                 return
             self.told = trainer.strategy.reduce_boolean_decision(self.told, all=False)
         if self.told:
-            raise Stopped(CODE if trainer.is_global_zero else 0)
+            ended = trainer.strategy.reduce_boolean_decision(self.ended, all=False)
+            raise Stopped(CODE if trainer.is_global_zero else 0, goes_on=not ended)

@@ -31,12 +31,16 @@ class Averaged(nn.Sequential):
         return torch.stack(found).mean(0)
 
 
+class NotTheWhole(ValueError):
+    """A part of the training faces where all of them are needed; the text says what to set."""
+
+
 class Scale(nn.Module):
     """Features (B, D) minus their mean, over their deviation to the `power`; 1 would standardise each, 0 none.
 
     A power of one half lets features that vary much count more, but not as much as they would. All of it is then brought
     to a mean square of 1, so that one weight decay fits features of any size. The batch it trains on sets the
-    numbers, so that must be the whole training part.
+    numbers, so that must be the whole training part: another batch or a process's share raises NotTheWhole.
     """
 
     mean: Tensor
@@ -47,6 +51,7 @@ class Scale(nn.Module):
         if not 0 <= power <= 1:
             raise ValueError(f"model.power={power}; expected a number in 0..1")
         self.power = power
+        self.fitted = False
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("scale", torch.ones(features))
 
@@ -60,8 +65,20 @@ class Scale(nn.Module):
         alive = deviation > 1e-6 * deviation.max()  # what is the same for all faces tells nothing of any
         scale = torch.where(alive, deviation.clamp_min(1e-12) ** -self.power, 0.0)
         scale = scale / (deviation * scale).square().mean().sqrt().clamp_min(1e-12)
+        self.refuse_a_part(mean)
         self.mean.copy_(mean)
         self.scale.copy_(scale)
+
+    def refuse_a_part(self, mean: Tensor) -> None:
+        """What it saw before is told by its mean, which no order of the faces changes."""
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        other = self.fitted and not torch.allclose(mean.float(), self.mean, rtol=1e-4, atol=1e-5)
+        if other or (several and torch.distributed.get_world_size() > 1):
+            raise NotTheWhole(
+                "model=small_transfer scales its features by all training faces, and here is a part of them: set "
+                "data.batch_size to their number or more, augment=none, trainer.devices=1 and trainer.max_epochs=1"
+            )
+        self.fitted = True
 
 
 class SmallTransfer(nn.Module):

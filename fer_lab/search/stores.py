@@ -263,9 +263,15 @@ def _open_server(url: sqlalchemy.URL) -> RDBStorage:
     return _patient(_connect_database(url, engine))
 
 
+BEHIND_THE_CACHE = (
+    *("_create_new_trial", "_get_trials", "_set_trial_param", "_get_best_trial_id", "_get_stale_trial_ids"),
+)
+"""What Optuna's cache calls of the storage behind it, beside the public methods."""
+
+
 def _patient(storage: RDBStorage) -> RDBStorage:
     """A server that is restarted costs a sweep some seconds, and no trial."""
-    for name in BaseStorage.__abstractmethods__:
+    for name in (*BaseStorage.__abstractmethods__, *BEHIND_THE_CACHE):
         setattr(storage, name, _again(getattr(storage, name)))
     return storage
 

@@ -99,6 +99,9 @@ def test_scalars_are_read_as_numpy_reads_them(tmp_path, value):
         (np.array({"a": 1}, dtype=object), "not a pickle"),
         (b"\x93NUMPY\x02\x00", "is no npy file of version 1"),
         (b"", "is no npy file of version 1"),
+        (b"\x93NUMPY\x01\x00\x10\x00{'descr': '<U1',", "has a broken header; unpack it again"),
+        (b"\x93NUMPY\x01\x00\x10\x00{'shape': ()}    x", "has a broken header; unpack it again"),
+        (b"\x93NUMPY\x01\x00\x10\x00[1, 2]           x", "has a broken header; unpack it again"),
         (np.array("11"), r"has expression 11; expected 0..10 \(neutral … no face\)"),
         (np.array("happy"), "could not convert string"),
     ],
@@ -235,6 +238,21 @@ def test_wrong_rows_are_named(tmp_path, change, text):
     path.write_text("\n".join(",".join(row) for row in rows))
     with pytest.raises(DataError, match=text):
         AffectNetOld(str(tmp_path)).items()
+
+
+def test_a_list_that_is_no_utf_8_is_named(tmp_path):
+    path = write_affectnet_old(tmp_path, {"train": 11}) / "training.csv"
+    path.write_bytes(path.read_bytes() + "gr\xfc\xdfe".encode("latin-1"))
+    with pytest.raises(DataError, match=r"training.csv is no UTF-8 text \(.*0xfc"):
+        AffectNetOld(str(tmp_path)).items()
+
+
+def test_a_link_to_nothing_among_the_annotations_is_passed_over(tmp_path):
+    write_affectnet(tmp_path, {"train": 8}, size=16)
+    source = AffectNet(str(tmp_path))
+    before = source.stamp()
+    (source._folders[0] / "annotations/gone.npy").symlink_to(tmp_path / "nowhere")
+    assert source.stamp() != before and len(source.items()) == 8
 
 
 def test_repeated_rows_count_once(tmp_path):

@@ -26,7 +26,7 @@ class Boxed(Synthetic):
     name = "boxed"
 
     def items(self) -> list[Item]:
-        boxes = [(4, 6, 10, 20), (-5, -5, 12, 8), (40, 0, 9, 9), None, (20, 20, 16, 4)]
+        boxes = [(4, 6, 10, 20), (-5, -3, 12, 8), (40, 0, 9, 9), None, (20, 20, 16, 4)]
         return [replace(item, box=box) for item, box in zip(super().items(), boxes, strict=True)]
 
 
@@ -70,9 +70,17 @@ def test_the_square_is_cut_and_reflected_at_the_borders(box, margin, left, top, 
         assert np.array_equal(found[y, x], pixels[mirrored(top + y, 40), mirrored(left + x, 60)])
 
 
-@pytest.mark.parametrize("box", [(60, 0, 5, 5), (0, 40, 5, 5), (-9, 0, 9, 9), (3, 3, 0, 5), (3, 3, 5, -1)])
+@pytest.mark.parametrize(
+    "box", [(60, 0, 5, 5), (0, 40, 5, 5), (-9, 0, 9, 9), (58, 3, 9, 9), (3, 3, 0, 5), (3, 3, 5, -1)]
+)
 def test_a_box_outside_the_picture_is_a_bad_image(box):
     with pytest.raises(BadImage, match="face box outside the picture"):
+        cut(np.zeros((40, 60), np.uint8), box, 0.1)
+
+
+@pytest.mark.parametrize("box", [(0, 0, 30000, 30000), (-500, -500, 1061, 1061)])
+def test_a_box_that_would_fill_the_memory_is_a_bad_image(box):
+    with pytest.raises(BadImage, match=r"face box (far larger than|outside) the picture"):
         cut(np.zeros((40, 60), np.uint8), box, 0.1)
 
 
@@ -176,7 +184,7 @@ def test_crops_and_margins_are_caches_of_their_own_and_whole_pictures_keep_their
     cropped = [opened(scenes, tmp_path, crop="haar", margin=margin) for margin in (0.0, 0.1)]
     assert len({one.index.digest for one in (whole, *cropped)}) == 3
     names = {path.name.rpartition("-")[0] for path in tmp_path.glob("folder*") if path.is_dir()}
-    assert names == {"folder-64x1", "folder-haar0v1-64x1", "folder-haar0.1v1-64x1"}
+    assert names == {"folder-64x1", "folder-haar0v2-64x1", "folder-haar0.1v2-64x1"}
 
 
 def test_processes_that_decode_find_the_same_faces(scenes, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 from fer_lab.data.draw import draw
 from fer_lab.data.faces import EXPRESSIONS, DataError, Index, Item
-from fer_lab.data.ferplus import COLUMNS, FerPlus, majority, shares
+from fer_lab.data.ferplus import COLUMNS, FerPlus, foremost, majority, shares
 from fer_lab.data.layouts import FERPLUS_QUIRKS, write_ferplus
 
 COUNTS = {"train": 60, "validation": 24, "test": 16}
@@ -58,6 +58,68 @@ def test_votes_are_shares_of_the_expressions_in_canonical_order():
     assert share == {**dict.fromkeys(EXPRESSIONS, 0.0), "neutral": 0.75, "sadness": 0.25}
     share = dict(zip(EXPRESSIONS, shares((0, 0, 0, 0, 6, 2, 0, 1, 1, 0)), strict=True))
     assert share == {**dict.fromkeys(EXPRESSIONS, 0.0), "anger": 0.75, "disgust": 0.25}
+
+
+@pytest.mark.parametrize(
+    ("votes", "taken"),
+    [
+        ((4, 0, 0, 1, 3, 2, 0, 0, 0, 0), (4, 0, 0, 0, 3, 0, 0, 0, 0, 0)),  # the released first row: 7 of 9
+        ((5, 5, 0, 0, 0, 0, 0, 0, 0, 0), (5, 5, 0, 0, 0, 0, 0, 0, 0, 0)),
+        ((4, 0, 0, 2, 2, 2, 0, 0, 0, 0), (0,) * 10),  # ties make four
+        ((4, 0, 0, 0, 0, 0, 0, 0, 4, 2), (0,) * 10),  # 4 of 10, then unknown
+        ((2, 0, 0, 2, 0, 0, 0, 0, 6, 0), (0,) * 10),
+        ((6, 0, 0, 0, 0, 0, 0, 0, 2, 2), (6, 0, 0, 0, 0, 0, 0, 0, 0, 0)),
+        ((1, 1, 1, 1, 1, 1, 1, 1, 1, 1), (0,) * 10),
+    ],
+)
+def test_the_foremost_expressions_by_hand(votes, taken):
+    assert foremost(votes) == taken
+
+
+def by_levels(votes: np.ndarray) -> np.ndarray:
+    """The same rule, by how many votes a column has: from the most down, whole levels at a time."""
+    counted = np.where(votes > 1, votes, 0)
+    taken = np.zeros(10, dtype=int)
+    for level in sorted(set(counted[counted > 0]), reverse=True):
+        if 4 * taken.sum() >= 3 * counted.sum() or (taken > 0).sum() >= 3:
+            break
+        reached = counted == level
+        taken[:8][reached[:8]] = level
+        if reached[8:].any():
+            break
+    return taken if 2 * taken.sum() > counted.sum() and (taken > 0).sum() <= 3 else np.zeros(10, dtype=int)
+
+
+def test_the_foremost_expressions_by_levels():
+    random = np.random.default_rng(1)
+    kept = unsure = 0
+    for _ in range(3000):
+        votes = random.multinomial(10, random.dirichlet(np.full(10, 0.4))).tolist()
+        found = foremost(votes)
+        assert list(found) == by_levels(np.array(votes)).tolist()
+        kept, unsure = kept + any(found), unsure + (any(found) and majority(votes) not in EXPRESSIONS)
+    assert kept > 1000 and unsure > 100
+
+
+def test_faces_that_nobody_wins_train_on_their_shares_alone(tmp_path):
+    write_ferplus(tmp_path, {"train": 96, "validation": 48, "test": 48}, "folders")
+    for name in ("FER2013Train", "FER2013Valid"):
+        rewrite(tmp_path / name / "label.csv", lambda rows: rows[0].__setitem__(slice(-10, None), UNSURE))
+    sure = {item.name: item for item in FerPlus(str(tmp_path)).items()}
+    source = FerPlus(str(tmp_path), "crossentropy")
+    every = {item.name: item for item in source.items()}
+    assert sure.keys() < every.keys()
+    assert {item.usage for name, item in every.items() if name not in sure} == {"train"}
+    (first,) = [
+        item for name, item in every.items() if name.startswith("FER2013Train") and item.votes[0] == 4 / 7
+    ]
+    assert (first.label, first.name in sure, first.votes[EXPRESSIONS.index("anger")]) == (0, False, 3 / 7)
+    assert all(every[name].label == item.label for name, item in sure.items())
+    assert all(every[name].votes == item.votes for name, item in sure.items() if item.usage != "train")
+    assert source.stamp() != FerPlus(str(tmp_path)).stamp() == FerPlus(str(tmp_path), "majority").stamp()
+
+
+UNSURE = ["4", "0", "0", "1", "3", "2", "0", "0", "0", "0"]
 
 
 def drawn(root: Path, layout: str) -> tuple[FerPlus, list[Item]]:

@@ -169,6 +169,14 @@ def test_the_ratings_of_jaffe_become_shares(drawn_jaffe, tmp_path):
     assert all(item.votes is None for item in Jaffe(str(tmp_path)).items())
 
 
+def test_ratings_that_would_change_nothing_are_refused(tmp_path):
+    with pytest.raises(
+        DataError, match=r"data.source.ratings changes nothing with data.labels=majority: add"
+    ):
+        Jaffe(str(tmp_path), "ratings.txt", "majority")
+    assert Jaffe(str(tmp_path), "ratings.txt", "probability").ratings == "ratings.txt"
+
+
 def test_ratings_that_are_none_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"data.source.ratings=.*none.txt does not exist"):
         read_ratings(tmp_path / "none.txt")

@@ -129,3 +129,6 @@ def test_what_is_wrong_is_named(official, tmp_path):
     (folders / "4").rename(folders / "8")
     with pytest.raises(DataError, match=r"has pictures in train/8; expected train/1..7"):
         RafDb(str(tmp_path / "folders")).items()
+    (tmp_path / "EmoLabel/list_patition_label.txt").write_bytes(b"train_00001.jpg 5\ntrain_\xff.jpg 5\n")
+    with pytest.raises(DataError, match=r"list_patition_label.txt is no UTF-8 text \(.*0xff"):
+        RafDb(str(tmp_path)).items()

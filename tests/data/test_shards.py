@@ -1,4 +1,4 @@
-"""Caches in several files, and epochs over sets that are larger than memory: the same faces as from one file."""
+"""Caches in several files, and epochs over sets that may not fit into memory: the same faces as from one file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from fer_lab.build import streams
 from fer_lab.data import stream
 from fer_lab.data.augment import Augment
 from fer_lab.data.cache import Cache, open_cache
 from fer_lab.data.datamodule import FaceData
 from fer_lab.data.draw import write_folder
+from fer_lab.data.faces import DataError
 from fer_lab.data.folder import Folder
 from fer_lab.data.shards import Shards
 from fer_lab.data.splits import Split
@@ -73,6 +76,22 @@ def test_a_cache_that_lost_a_shard_is_decoded_again(faces, tmp_path):
     first = opened(faces, tmp_path, shard=4)
     next(tmp_path.glob("folder-*/images-00002.npy")).unlink()
     assert opened(faces, tmp_path, shard=4).index.digest == first.index.digest
+
+
+class Doubled(Folder):
+    """A list that names its first two pictures twice, as one that was written to its own end."""
+
+    def items(self):
+        return [*super().items(), *super().items()[:2]]
+
+
+def test_a_picture_that_is_named_twice_is_refused_by_its_name(faces, tmp_path):
+    first, second = (item.name for item in Folder(str(faces)).items()[:2])
+    with pytest.raises(
+        DataError, match=f"2 of the pictures of folder are named more than once: {first}, {second};"
+    ):
+        open_cache(Doubled(str(faces)), 16, 1, tmp_path, progress=False)
+    assert not list(tmp_path.glob("folder-*/"))
 
 
 def face_data(cache: Cache, streams: bool) -> FaceData:
@@ -140,11 +159,18 @@ def test_what_is_read_ahead_ends_with_its_iterator_and_its_errors_come_through()
         list(stream.ahead(source()))
 
 
-def test_sets_larger_than_half_of_the_memory_stream(faces, tmp_path, monkeypatch):
+def test_the_size_of_the_set_alone_decides_whether_it_streams(faces, tmp_path, monkeypatch):
     cache = opened(faces, tmp_path, shard=1000)
-    assert not stream.is_too_large(cache.images)
-    monkeypatch.setattr(stream, "memory", lambda: cache.images.nbytes)
-    assert stream.is_too_large(cache.images)
+    cfg = OmegaConf.create({"data": {"stream": None}})
+    assert not streams(cfg, cache)
+    monkeypatch.setattr(stream, "LARGE_BYTES", cache.images.nbytes - 1)
+    assert streams(cfg, cache) and cfg.data.stream is None, "the settings stay what they were"
+    assert streams(OmegaConf.create({"data": {}}), cache), "a config of before"
+    cfg.data.stream = False
+    assert not streams(cfg, cache)
+    monkeypatch.undo()
+    cfg.data.stream = True
+    assert streams(cfg, cache)
 
 
 PEAK = """

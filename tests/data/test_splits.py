@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fer_lab.data.faces import DataError, Index, Item
-from fer_lab.data.splits import Holdout, KFold, LeaveOneSubjectOut, Official, stratified_subset
+from fer_lab.data.splits import Holdout, KFold, LeaveOneSubjectOut, Official, split_within, stratified_subset
 
 JAFFE_CLASSES = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")
 JAFFE_COUNTS = (30, 31, 31, 30, 32, 29, 30)
@@ -104,3 +104,28 @@ def test_a_subset_keeps_the_shares_of_classes_and_usages():
     part = index.subset(rows)
     assert Counter(part.usages) == {"train": 30, "validation": 10, "test": 10}
     assert part.counts() == {"a": 25, "b": 25}
+
+
+def unlike(validation: int) -> Index:
+    """Like AffectNet: 200 faces to train, 40 that judge, and as many as asked for to validate."""
+    usages = ["train"] * 200 + ["validation"] * validation + ["test"] * 40
+    items = [Item(str(row), row % 2, None, usage) for row, usage in enumerate(usages)]
+    return Index.of("set", ("a", "b"), items)
+
+
+@pytest.mark.parametrize(
+    ("validation", "sizes"), [(0, (90, 10, 40)), (30, (100, 30, 40))], ids=["carved", "its own"]
+)
+def test_a_limit_thins_what_trains_and_leaves_official_faces_whole(validation, sizes):
+    index = unlike(validation)
+    split = split_within(Official(validation=0.1), index, 100)
+    assert (len(split.train), len(split.validation), len(split.test)) == sizes
+    assert split.test.tolist() == list(range(len(index) - 40, len(index)))
+    assert {index.usages[row] for row in split.train} == {"train"}
+    assert np.bincount(index.labels[split.train]).tolist() == [sizes[0] // 2] * 2
+    assert len(split_within(Official(), index, 220).train) == len(split_within(Official(), index, None).train)
+
+
+def test_a_limit_thins_every_part_of_a_drawn_split():
+    split = split_within(Holdout(validation=0.2, test=0.2), unlike(0), 100)
+    assert len(split.train) + len(split.validation) + len(split.test) == 100

@@ -1,13 +1,24 @@
 """Paired comparisons against hand-computed tables and scipy."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from fer_lab.evaluation.binomial import difference, same_share, wilson
-from fer_lab.evaluation.paired import discordant, duels, holm, mcnemar, paired_interval, ties
+from fer_lab.evaluation.paired import (
+    ALPHA,
+    chance,
+    discordant,
+    duels,
+    holm,
+    mcnemar,
+    paired_interval,
+    sign_flip,
+    ties,
+)
 from fer_lab.evaluation.uncertainty import Interval, bootstrap
 
 
@@ -86,8 +97,37 @@ def test_one_person_cannot_decide_between_two_nets() -> None:
     second[:10] = False
     people = np.repeat(np.arange(20), 10).astype(str).tolist()
     (alone,), (grouped,) = duels({"A": first, "B": second}), duels({"A": first, "B": second}, people)
-    assert alone.p == grouped.p == mcnemar(10, 0) < 0.01
-    assert not alone.tied and grouped.tied and grouped.interval.low == 0
+    assert alone.p == mcnemar(10, 0) < 0.01 and not alone.tied
+    assert grouped.p == 1 and grouped.tied and grouped.interval.low == 0
+    assert grouped.sentence == "A is tied with B (Holm p 1.000 over subjects)"
+
+
+def test_the_test_over_subjects_is_scipys_and_mcnemars_where_each_has_one_face() -> None:
+    generator = np.random.default_rng(0)
+    for sums in generator.integers(-5, 9, (5, 9)):
+        expected = stats.permutation_test(
+            (sums, np.zeros_like(sums)), lambda a, b: np.sum(a - b), permutation_type="samples"
+        )
+        assert sign_flip(sums) == pytest.approx(min(1, expected.pvalue))
+    first, second = flags((500, 14, 7, 60))
+    alone = [str(place) for place in range(len(first))]
+    assert chance(first, second, alone) == pytest.approx(mcnemar(14, 7))
+    assert sign_flip(np.ones(6, int)) == 2 / 2**6 and sign_flip(np.zeros(3, int)) == 1
+    many = np.concatenate([np.full(260, 3), np.full(240, -3)])
+    assert sign_flip(many) == pytest.approx(stats.binomtest(260, 500).pvalue)
+
+
+@pytest.mark.parametrize("nets, effect", [(3, 0.6), (5, 1.0)])
+def test_nets_that_are_equal_are_seldom_called_better(nets, effect) -> None:
+    """Ten people of 21 faces, of whom each suits each net more or less by luck: no net is better on new people."""
+    generator = np.random.default_rng(nets)
+    people, wrong, rounds = np.repeat(np.arange(10), 21).astype(str).tolist(), 0, 200
+    for _ in range(rounds):
+        ease = 1.2 + generator.normal(0, 0.8, 10) + generator.normal(0, effect, (nets, 10))
+        right = generator.random((nets, 210)) < np.repeat(1 / (1 + np.exp(-ease)), 21, axis=1)
+        found = holm([chance(one, other, people) for one, other in combinations(right, 2)])
+        wrong += min(found) < ALPHA
+    assert wrong <= stats.binom(rounds, ALPHA).ppf(0.999)
 
 
 def test_wilson_and_the_difference_of_two_shares() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
@@ -17,9 +17,9 @@ from fer_lab.build import build_data
 from fer_lab.cli import CONF
 from fer_lab.evaluation.predictions import read_predictions
 from fer_lab.folds import FoldJob, predict_test
-from fer_lab.learning.lbfgs import LBFGS
+from fer_lab.learning.lbfgs import LBFGS, SecondStep
 from fer_lab.models.small import Small
-from fer_lab.models.small_transfer import Scale, SmallTransfer
+from fer_lab.models.small_transfer import NotTheWhole, Scale, SmallTransfer
 from fer_lab.models.weights import WeightsError, load_weights
 from fer_lab.tracking.forward import settle
 from fer_lab.train import train
@@ -110,6 +110,48 @@ def test_scaling_by_a_power_of_the_deviation(power):
     np.testing.assert_allclose(found, wanted / np.sqrt((wanted**2).mean()), atol=1e-5)
     later = scale.eval()(torch.zeros(1, 4))  # the training part's numbers stay
     torch.testing.assert_close(later[0], -scale.mean * scale.scale)
+
+
+def test_lbfgs_takes_one_step_and_no_second():
+    head = torch.nn.Linear(3, 2)
+    optimizer = LBFGS(head.parameters())
+    optimizer.step(lambda: head(torch.ones(4, 3)).square().mean())
+    with pytest.raises(
+        SecondStep, match=r"set data.batch_size to their number or more and trainer.max_epochs=1"
+    ):
+        optimizer.step(lambda: head(torch.ones(4, 3)).square().mean())
+
+
+def test_features_are_scaled_by_all_faces_in_any_order_and_never_by_a_part():
+    seen = torch.randn(50, 4) + 2
+    scale = Scale(4).train()
+    first = scale(seen)
+    torch.testing.assert_close(scale(seen.flip(0)).flip(0), first)
+    with pytest.raises(NotTheWhole, match=r"set data.batch_size to their number or more, augment=none"):
+        scale(seen[:40])
+    torch.testing.assert_close(scale.eval()(seen[:1]), first[:1])
+
+
+def test_the_net_alone_brings_what_it_needs_and_says_what_it_lacks(tmp_path, weights):
+    cfg = composed(tmp_path, "data.batch_size=16")
+    assert "_target_" not in cfg.scheduler and not (cfg.augment.flip or cfg.augment.shift)
+    with pytest.raises((SecondStep, NotTheWhole), match=r"data.batch_size to their number"):
+        train(composed(tmp_path, f"model.weights={weights}", "data.batch_size=16"))
+    settle()
+
+
+def composed(place: Path, *words: str) -> DictConfig:
+    small = (
+        "model=small_transfer", "data.source.train=28", "data.source.validation=14", "data.source.test=14",
+        "data.size=32", "trainer.max_epochs=1", "trainer.accelerator=cpu", "threads=1", f"runs_dir={place}/runs",
+        f"cache_dir={place}/cache", f"tracking.uri=sqlite:///{place}/mlflow.db",
+    )  # fmt: skip
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("train", overrides=[*small, *words], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    OmegaConf.set_struct(plain, False)
+    return plain
 
 
 def test_a_head_alone_is_what_lbfgs_is_for():

@@ -94,7 +94,7 @@ def test_what_does_not_compose_is_told_once_with_the_condition_that_it_needs():
         "model.droput: no such key (did you mean model.dropout?); +model.droput adds one",
         "optimizer.momentum does not exist with optimizer=adamw: "
         "put it under when: {optimizer=muon,sgd: {optimizer.momentum: …}}",
-        "optimizer=sdg: no such optimizer (did you mean sgd?); choices: adam, adamw, muon, rmsprop, sgd, sgdw",
+        "optimizer=sdg: no such optimizer (did you mean sgd?); choices: adam, adamw, lbfgs, muon, rmsprop, sgd, sgdw",
         "scheduler.floor does not exist with scheduler=onecycle: "
         "put it under when: {scheduler=cosine: {scheduler.floor: …}}",
     ]

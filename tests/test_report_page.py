@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -15,12 +17,16 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from fer_lab.audit import audit
+from fer_lab.chapters import protocol
 from fer_lab.chapters.book import CHAPTERS
 from fer_lab.chapters.case import open_case
 from fer_lab.chapters.leaks import leaks
 from fer_lab.cli import CONF, UsageError
+from fer_lab.evaluate import evaluate
 from fer_lab.evaluation.audits import Audit, Group, folder_of, write_audit
 from fer_lab.evaluation.calibration import read_temperature
+from fer_lab.explain import explain
 from fer_lab.finished import read_run
 from fer_lab.pages import Code, Page, Picture, Points, Section, Table, Text, Warn, render
 from fer_lab.report import report
@@ -67,6 +73,7 @@ class Tags(HTMLParser):
 
 def composed(entry: str, home: Path, *words: str) -> DictConfig:
     places = (f"runs_dir={home}/runs", f"cache_dir={home}/cache", f"tracking.uri=sqlite:///{home}/mlflow.db")
+    places = () if entry == "audit" else places
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose(entry, overrides=[*places, *words], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
@@ -161,6 +168,46 @@ def test_without_its_faces_a_run_has_a_page_still(folder, home):
     text = report(composed("report", home, "run=lost")).read_text()
     assert "Written without the faces" in text and "Not measured" in text
     assert "Worst mistakes" in text  # drawn when the run was judged
+
+
+def test_the_command_of_the_leaks_chapter_fills_it(folder, home, tmp_path):
+    """The printed words, through a shell's eyes, audit the very faces of the run; its figures stay as recorded."""
+    cfg = composed("report", home, f"run={folder.parent.name}")
+    case = open_case(read_run(folder.parent), cfg, tmp_path)
+    _, code, _ = leaks(case).blocks
+    (line,) = code.lines
+    assert line in (folder / "report.md").read_text().splitlines()
+    words = shlex.split(line)
+    assert (
+        words[:4] == ["python", "-m", "fer_lab.audit", "data=synthetic"] and "data.source.train=56" in words
+    )
+    audit(composed("audit", home, *words[3:]))
+    assert isinstance(leaks(case).blocks[0], Table)
+    case.config.views = "ten"
+    assert "in ten crops" not in case.faces(case.part)
+    assert ("predicted from", "each face alone") in list(protocol.facts(case))
+
+
+def test_each_later_look_at_the_test_faces_is_counted(folder, home, capsys):
+    run = folder.parent
+    assert "looked at once, by" in protocol.looked_at(read_run(run))
+    for views in ("none", "flip"):
+        evaluate(composed("evaluate", home, f"run={run.name}", f"views={views}"))
+    assert "judged 2 times more since" in protocol.looked_at(read_run(run))
+    assert "faces that have no copy in another part" in capsys.readouterr().out  # of the audit above
+    (place,) = (run / "evaluations").iterdir()
+    assert json.loads((place / "test_clean.json").read_text())["count"] <= 42
+
+
+def test_what_a_net_looks_at_is_kept_with_the_run(folder, home):
+    from mlflow import MlflowClient
+
+    explain(composed("explain", home, f"run={folder.parent.name}", "count=1", "checked=2", "layers=1"))
+    client = MlflowClient(f"sqlite:///{home}/mlflow.db")
+    experiment = client.get_experiment_by_name("fer_lab")
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`fer.run` = '{folder.parent.name}'")
+    kept = {item.path for item in client.list_artifacts(run.info.run_id, "explain")}
+    assert {"explain/maps.png", "explain/explain.md"} <= kept
 
 
 def test_leaks_are_those_of_the_audit(folder, home, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lab import matrix
-from fer_lab.build import build_data, build_module
+from fer_lab.build import build_data, build_module, load_data
 from fer_lab.cli import UsageError
 from fer_lab.data import draw
 from fer_lab.data.faces import EXPRESSIONS
 from fer_lab.evaluate import predict
+from fer_lab.lineage import ancestors, copies
 from fer_lab.ours import composed
+from fer_lab.tracking.record import open_run
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +41,10 @@ def untrained(place: Path, name: str, *words: str) -> None:
     config.name = name
     data = build_data(config)
     module = build_module(config, data, weights=None)
-    folder = place / "runs" / name
-    folder.mkdir(parents=True)
+    with open_run(place / "runs", name) as record:
+        for part in load_data(config).parts:
+            record.dataset(data.index.name, part.digest, part.usage, part.counts)
+    folder = record.folder
     torch.nn.init.normal_(module.net.head[-1].weight)
     with torch.inference_mode():  # no class is ahead of the others, so that it says more than one thing
         (faces,) = data.evaluation(data.split.train, "none", module.device)
@@ -54,6 +59,10 @@ def asked(place: Path, *runs: str, **data) -> DictConfig:
         {"matrix": list(runs), "matrix_data": data, "runs_dir": f"{place}/runs", "cache_dir": f"{place}/cache",
          "threads": 1, "tracking": {"uri": None}, "output": f"{place}/out"}
     )  # fmt: skip
+
+
+def column(choice: str, root: object) -> matrix.Column:
+    return matrix.Column(choice, {"root": str(root)})
 
 
 def test_every_run_on_every_data_set(place, capsys) -> None:
@@ -75,7 +84,7 @@ def test_a_cell_is_what_the_net_says_of_these_faces(place) -> None:
     """By hand: predictions in the run's order of classes, matched by name, contempt's column taken out."""
     run = matrix.saved_config(place / "runs/eight", asked(place))
     assert tuple(run.classes) == EXPRESSIONS
-    cell = matrix.judge(place / "runs/eight", run, "fer2013", {"root": f"{place}/fer2013"})
+    cell = matrix.judge(place / "runs/eight", run, "x", column("fer2013", place / "fer2013"))
     config = composed(
         None, "data=fer2013", f"data.root={place}/fer2013", "data.size=32", f"cache_dir={place}/cache"
     )
@@ -99,12 +108,69 @@ def test_faces_that_trained_it_are_told(place) -> None:
         taken.unlink()
         taken.with_name(f"{taken.stem}x{kept.suffix}").write_bytes(kept.read_bytes())
     run = matrix.saved_config(place / "runs/eight", asked(place))
-    cell = matrix.judge(place / "runs/eight", run, "folder", {"root": str(root)})
+    cell = matrix.judge(place / "runs/eight", run, "folder", column("folder", root))
+    assert "official test part" in cell.notes
     assert any(note.startswith("LEAK: 32 of its faces trained it, pixel for pixel") for note in cell.notes)
 
-    started = OmegaConf.merge(run, {"model": {"weights": "runs:/seven"}})
-    lines = [words for _, words in matrix.ancestors(place / "runs/eight", started)]
-    assert lines == ["trained it", "trained the net that it started from"]
+
+def test_two_folders_stay_two_and_only_its_own_faces_are_its_own(place) -> None:
+    """One layout, other faces, in a place whose name Hydra would not take unquoted."""
+    root = place / "other, (1) {x}=y"
+    draw.write_folder(root, {"train": 8, "validation": 8, "test": 24}, classes=EXPRESSIONS, size=32, seed=5)
+    untrained(
+        place, "other", "data=folder", "data.root='" + str(root) + "'", "data.channels=1", "split=official"
+    )
+    runs = {name: matrix.saved_config(place / "runs" / name, asked(place)) for name in ("eight", "other")}
+    columns = matrix.wanted_data(asked(place), [*runs.values(), runs["eight"]])
+    assert list(columns) == ["folder eight", f"folder {root.name}"]
+    notes = {
+        (name, title): matrix.faces_of(place / "runs" / name, run, one).notes[0]
+        for name, run in runs.items()
+        for title, one in columns.items()
+    }
+    own, official = "its own data, test part", "official test part"
+    assert list(notes.values()) == [own, official, official, own]
+    said = {"mine": {"data": "folder", "root": "/a"}, "theirs": {"data": "folder", "root": "/b"}}
+    assert matrix.wanted_data(asked(place, **said), []) == {
+        "mine": column("folder", "/a"),
+        "theirs": column("folder", "/b"),
+    }
+
+
+def test_where_nobody_could_look_for_copies_is_told(place) -> None:
+    run = matrix.saved_config(place / "runs/eight", asked(place))
+    loaded = load_data(run)
+
+    def told(**changed) -> list[str]:
+        one = OmegaConf.merge(run, changed)
+        return list(copies(place / "runs/eight", one, loaded, run.data, loaded.split.train))
+
+    trained = f"LEAK: {len(loaded.split.train)} of its faces trained it, pixel for pixel"
+    assert told() == [trained]
+    nobody = "is not at hand: nobody looked for copies"
+    for weights in ("runs:/gone", f"{place}/gone/best.pt"):
+        assert told(model={"weights": weights}) == [
+            trained,
+            f"the net that it started from ({weights}) {nobody}",
+        ]
+    assert told(data={"crop": "haar"}) == [
+        "the faces that trained it were cut out otherwise: nobody looked for copies"
+    ]
+    path = f"{place}/runs/seven/best.pt"
+    started = OmegaConf.merge(run, {"model": {"weights": path}})
+    lines = [(at.name, words) for at, _, words in ancestors(place / "runs/eight", started)]
+    assert lines == [("eight", "trained it"), ("seven", "trained the net that it started from")]
+    larger = OmegaConf.merge(run, {"data": {"size": 48, "source": {"root": run.data.root}}})
+    assert list(copies(place / "runs/eight", larger, loaded, run.data, loaded.split.train)) == [trained]
+
+
+def test_of_one_person_only_the_pictures_are_drawn_again(place) -> None:
+    index = load_data(matrix.saved_config(place / "runs/seven", asked(place))).cache.index
+    rows = np.arange(len(index))
+    assert matrix.people_of(index, rows) is None
+    for people in (["A"], ["A", "B"]):
+        known = replace(index, subjects=tuple(people[row % len(people)] for row in rows))
+        assert (matrix.people_of(known, rows) is None) == (len(people) == 1)
 
 
 def test_what_cannot_be_judged_is_refused(place) -> None:
@@ -115,4 +181,5 @@ def test_what_cannot_be_judged_is_refused(place) -> None:
     with pytest.raises(UsageError, match=r"no config\.yaml and best\.pt"):
         matrix.matrix(asked(place, "cv"))
     run = matrix.saved_config(place / "runs/seven", asked(place))
-    assert matrix.wanted_data(asked(place, "seven"), [run]) == {"fer2013": {"root": f"{place}/fer2013"}}
+    (name,) = found = matrix.wanted_data(asked(place, "seven"), [run])
+    assert name == found[name].choice == "fer2013" and found[name].settings["root"] == f"{place}/fer2013"
