@@ -396,7 +396,5 @@ def test_what_was_never_written_is_wrong(monkeypatch):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would measure")
 def test_without_a_gpu_there_is_nothing_to_tune(capsys):
     assert tune.main([]) == 2
-    assert capsys.readouterr() == (
-        "",
-        "no GPU to measure on; `python -m kernels.matrix` compiles without one\n",
-    )
+    words = "no GPU to measure on; `python -m kernels.matrix` compiles without one\n"
+    assert capsys.readouterr() == ("", words)
