@@ -169,6 +169,7 @@ def judge(folder: Path, run: DictConfig, name: str, column: Column) -> Cell:
     """The run's net on the faces of a data set."""
     import numpy as np
 
+    from fer_lab.evaluate import note_look
     from fer_lab.evaluation.metrics import confusion_metrics
     from fer_lab.evaluation.uncertainty import bootstrap_confusion
     from fer_lab.lineage import copies
@@ -184,6 +185,7 @@ def judge(folder: Path, run: DictConfig, name: str, column: Column) -> Cell:
         *copies(folder, run, judged.loaded, judged.data, rows),
     ]
     found = shared_probabilities(folder, run, judged.loaded, rows, shared)
+    note_look(folder, "matrix", index.name, ["test"], run.views)
     labels = np.array([shared.index(one) if one in shared else -1 for one in index.classes])[
         index.labels[rows]
     ]

@@ -111,6 +111,7 @@ def test_faces_that_trained_it_are_told(place) -> None:
     cell = matrix.judge(place / "runs/eight", run, "folder", column("folder", root))
     assert "official test part" in cell.notes
     assert any(note.startswith("LEAK: 32 of its faces trained it, pixel for pixel") for note in cell.notes)
+    assert '"how": "matrix"' in (place / "runs/eight/looks.jsonl").read_text()  # a report counts it
 
 
 def test_two_folders_stay_two_and_only_its_own_faces_are_its_own(place) -> None:
