@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -49,3 +50,15 @@ def decisive(cfg: DictConfig) -> str:
             section = section[parent]
         section.pop(leaf, None)
     return OmegaConf.to_yaml(settings, sort_keys=True)
+
+
+def portable(command: str) -> str:
+    """A command as it would be typed on another machine: without this one's places that change no result, and with
+    PATH for those that must be named."""
+    words = []
+    for word in shlex.split(command):
+        key, equals, value = word.partition("=")
+        if key in ("runs_dir", "cache_dir") or key.startswith("tracking."):
+            continue
+        words.append(f"{key}=PATH" if equals and value.startswith(("/", "~")) else word)
+    return " ".join(shlex.quote(word) for word in words)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from fer_lab.cli import CONF, UsageError, choices_of
-from fer_lab.identity import NEUTRAL, WITHOUT_EFFECT
+from fer_lab.identity import NEUTRAL, WITHOUT_EFFECT, portable
 from fer_lab.lineage import Lender, lenders_of
 from fer_lab.tracking.record import flatten, read_events
 
@@ -177,7 +177,7 @@ def our_run(folder: Path) -> OurRun:
         drawn=is_drawn(run.config),
         digests={part: facts["digest"] for part, facts in run.datasets.items()},
         parts=scores_of(run),
-        command=tags.get("command", ""),
+        command=portable(tags.get("command", "")),
         machine=f"{processor}, {tags.get('machine.cores', '?')} cores",
         date=f"{datetime.fromtimestamp(begun / 1000, UTC):%Y-%m-%d}",
         commit=tags.get("git.commit", "unknown") + changed,

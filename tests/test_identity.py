@@ -13,7 +13,7 @@ from fer_lab import build
 from fer_lab.build import load_data
 from fer_lab.cli import CONF
 from fer_lab.data.faces import digest
-from fer_lab.identity import NEUTRAL, decisive
+from fer_lab.identity import NEUTRAL, decisive, portable
 
 TO_SEVEN = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")
 
@@ -77,3 +77,14 @@ def test_a_process_keeps_one_copy_of_a_data_set_and_the_last_few_of_its_splits(t
     again = load_data(composed(*words, *places, "split.fold=0"))
     assert again is not folds[0] and again.split_digest == folds[0].split_digest
     assert again.cache is folds[0].cache and np.array_equal(again.split.test, folds[0].split.test)
+
+
+def test_a_command_for_the_record_names_no_place_of_this_machine():
+    said = (
+        "python -m fer_lab.train recipe=fer2013_small data.root=/home/me/fer2013 runs_dir=/tmp/a seed=1 "
+        "cache_dir=/tmp/b tracking.uri=sqlite:////tmp/c.db 'optimizer.betas=[0.9, 0.99]' model.weights=~/net.pt"
+    )
+    assert portable(said) == (
+        "python -m fer_lab.train recipe=fer2013_small data.root=PATH seed=1 "
+        "'optimizer.betas=[0.9, 0.99]' model.weights=PATH"
+    )

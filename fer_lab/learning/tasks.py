@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from fer_lab.learning.losses import class_weights, concordance_loss, cross_entro
 AFFECT_LOSSES = {"ccc": concordance_loss, "mse": squared_error}
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """Outputs (…, O) of a net, as expressions (`logits`), as valence and arousal (`affect`), or as both."""
 
     needs_affect: ClassVar[bool] = False
@@ -27,16 +28,16 @@ class Task(nn.Module):
         self.classes, self.label_smoothing = tuple(classes), label_smoothing
 
     @classmethod
+    @abstractmethod
     def outputs(cls, class_count: int) -> int:
         """How many numbers the net gives for a face of `class_count` expressions."""
-        raise NotImplementedError
 
     def fit_to(self, counts: Sequence[int]) -> None:
         """Takes what the loss needs from the training part's class counts."""
 
+    @abstractmethod
     def loss(self, outputs: Tensor, faces: Faces) -> Tensor:
         """Of outputs (B, O) against the labels and the affect of `faces`."""
-        raise NotImplementedError
 
     def logits(self, outputs: Tensor) -> Tensor | None:
         """(…, K), or None where the task tells no expressions apart."""
