@@ -79,6 +79,7 @@ def bench(cfg: DictConfig) -> None:
 
 def circumstances(place: Path) -> dict[str, Any]:
     """Date, load, and what every run is tagged with: machine, versions, commit and command."""
+    from fer_lab.identity import portable
     from fer_lab.tracking.environment import log_environment
     from fer_lab.tracking.record import open_run, read_events
 
@@ -88,6 +89,7 @@ def circumstances(place: Path) -> dict[str, Any]:
     for event, _ in read_events(place / "circumstances"):
         tags |= event["values"] if event["event"] == "tags" else {}
     kept = {key: value for key, value in tags.items() if not key.startswith("mlflow.")}
+    kept["command"] = portable(kept["command"])
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return {"date": date, "load_average": [round(load, 2) for load in os.getloadavg()], **kept}
 

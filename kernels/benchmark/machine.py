@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,11 +25,20 @@ PACKAGES = ("torch", "triton", "onnx", "onnxscript", "onnxruntime", "openvino", 
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def command(arguments: Sequence[str]) -> str:
+    """As typed, but for the folder that the results go to: it is this machine's."""
+    kept = list(arguments)
+    if "--output" in kept:
+        place = kept.index("--output")
+        del kept[place : place + 2]
+    return shlex.join(["python", *kept])
+
+
 def taken(threads: int) -> dict[str, Any]:
     """Date, machine, versions, commit, command; what is not known is left out."""
     facts: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "command": command(sys.orig_argv[1:]),
         "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": threads,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kernels import bench
-from kernels.benchmark import checks, cpu, floors, gpu, nets, parts, peers, report
+from kernels.benchmark import checks, cpu, floors, gpu, machine, nets, parts, peers, report
 from kernels.benchmark.clock import CpuClock
 from kernels.benchmark.contest import OURS, Plan, hold
 from kernels.geometry import Unsupported
@@ -232,3 +232,9 @@ def test_what_fails_is_told_and_the_other_parts_go_on(tmp_path, monkeypatch, cap
     assert report.faults({"gpu": {"cells": [contest], "failed": ["f"]}}) == [
         "gpu: f", "gpu, 48 px, batch 1, tf32: ours not captured: c"
     ]  # fmt: skip
+
+
+def test_a_command_for_the_record_leaves_out_where_its_results_went():
+    assert machine.command(["-m", "kernels.bench", "--output", "/home/me/out", "--quick"]) == (
+        "python -m kernels.bench --quick"
+    )
