@@ -151,7 +151,8 @@ def test_a_cell_measured_again_replaces_its_own_figures_only(tmp_path, compared,
             for batch in (1, 8)
         ]
     }
-    fresh = {**compared["gpu"]["cells"][0], "size": 48, "batch": 8}
+    ratio = {"value": 1.5, "rounds": [1.5]}  # below 1 there would be a table of layers, too
+    fresh = {**compared["gpu"]["cells"][0], "size": 48, "batch": 8, "ratio": ratio}
     monkeypatch.setattr(gpu, "compare", lambda *arguments: fresh)
     monkeypatch.setattr(parts, "CudaClock", lambda: None)
     monkeypatch.setattr(parts, "ceiling", lambda precision: H100)
