@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 STANDIN := data/jaffe_drawn
-.PHONY: help setup train test lint check ui bench-train bench-sweep bench-triton clean
+.PHONY: help setup train test lint check ui bench-train bench-sweep bench-triton bench-predict clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ bench-sweep: setup  ## time our sweeps against plain Optuna; FER2013=PATH for re
 
 bench-triton: setup  ## check the Triton kernels, and time them against their peers where there is a GPU
 	.venv/bin/python -m fer_lab.bench part=triton
+
+bench-predict: setup  ## time predictions on a video against an OpenCV + PyTorch loop, and the page's latency
+	.venv/bin/python -m fer_lab.bench part=video,page
 
 clean:  ## remove caches and what tests left; runs and mlflow.db stay
 	rm -rf cache .pytest_cache .mypy_cache .ruff_cache

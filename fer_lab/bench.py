@@ -1,4 +1,4 @@
-"""python -m fer_lab.bench [data.root=PATH] [part=step,data,…]: time training, sweeps and kernels against their peers.
+"""python -m fer_lab.bench [data.root=PATH] [part=step,data,…]: time training, sweeps, kernels and predictions.
 
     step      a training step through our stack against a bare PyTorch loop of the same work
     data      augmented images per second against torchvision's ImageFolder, v2 transforms and DataLoader
@@ -14,11 +14,14 @@
 
     triton    the convolution kernels, by `python -m kernels.bench`: its report is in kernels/results
 
+    video     a video to rows, and to an annotated copy, against an OpenCV + PyTorch loop; shares of the steps
+    page      the live path of the web page: latency of a camera's frame
+
 Each part says in its file what it compares. Peers take turns in one process (or as alternating processes), the
 first round is dropped, results are checked before anything is timed; a figure is the median over the repeats of
 the ratio within a round, with its lowest and highest. Where both sides use the same threads the ratio is of CPU
 seconds (user + sys), which other people's work on the machine disturbs least; the wall time stands beside it.
-fer_lab/results/train.json (sweep.json, triton.json) holds all of it, train.md (…) the table; a part that is run again replaces
+fer_lab/results/train.json (sweep.json, …) holds all of it, train.md (…) the table; a part that is run again replaces
 its own figures.
 """
 
@@ -42,6 +45,13 @@ REPORTS = {
     "train": ("step", "data", "features", "startup", "memory", "accuracy"),
     "sweep": ("trials", "overhead", "frozen", "store"),
     "triton": ("triton",),
+    "predict": ("video", "page"),
+}
+TITLES = {
+    "train": "# Speed of training",
+    "sweep": "# Speed of sweeps",
+    "triton": "# The kernels",
+    "predict": "# Speed of prediction",
 }
 PARTS = tuple(part for parts in REPORTS.values() for part in parts)
 
@@ -153,7 +163,7 @@ def summary(results: Mapping[str, Any]) -> str:
 def table(report: str, results: Mapping[str, Any]) -> str:
     """The results of a report as Markdown: a row per figure, then when and where each part was taken."""
     lines = [
-        {"train": "# Speed of training", "sweep": "# Speed of sweeps", "triton": "# The kernels"}[report],
+        TITLES[report],
         "",
         f"Written by `make bench-{report}` (`python -m fer_lab.bench`); each part's file in `fer_lab/benchmarks` says what is compared. "
         "Medians over the repeats, with [lowest, highest]; a ratio is taken within each round.",

@@ -307,6 +307,7 @@ def as_trained(trained: DictConfig, other: DictConfig) -> DictConfig:
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Rebuilds the run from its folder and judges it; the figures go to its `evaluations` folder. Several runs are
     judged as one, by the mean of what they predict; of a cross-validation the pooled figures are shown again."""
+    from fer_lab.finished import refuse_without_net
     from fer_lab.folds import FOLDS, show_again
     from fer_lab.tracking.find import find_run
 
@@ -317,10 +318,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     folder = find_run(str(cfg.run), Path(cfg.runs_dir), cfg.tracking.uri)
     if (folder / FOLDS).exists():
         return show_again(folder, named(cfg))
-    if not (folder / "best.pt").exists() or not (folder / "config.yaml").exists():
-        raise UsageError(
-            f"{folder} has no config.yaml and best.pt: the run finished no epoch; train it again"
-        )
+    refuse_without_net(folder)
     saved = OmegaConf.load(folder / "config.yaml")
     assert isinstance(saved, DictConfig)
     return rejudge(folder, overridden(saved, cfg))

@@ -80,15 +80,12 @@ def refuse_what_cannot_be(cfg: DictConfig) -> None:
 def rebuilt(cfg: DictConfig) -> tuple[Path, FerModule, FaceData]:
     from fer_lab.evaluate import overridden, rebuild
     from fer_lab.evaluation.explain import without_surprises
+    from fer_lab.finished import refuse_without_net
     from fer_lab.tracking.find import find_run
     from fer_lab.train import set_threads
 
     folder = find_run(str(cfg.run), Path(cfg.runs_dir), cfg.tracking.uri)
-    if not (folder / "best.pt").exists() or not (folder / "config.yaml").exists():
-        raise UsageError(
-            f"{folder} has no config.yaml and best.pt: the run finished no epoch, or is a trial or a cross-validation, "
-            "which keep no single net; name a run that was trained whole"
-        )
+    refuse_without_net(folder)
     saved = OmegaConf.load(folder / "config.yaml")
     assert isinstance(saved, DictConfig)
     config = overridden(saved, cfg)

@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from fer_lab.cli import UsageError, main, near
 
 if TYPE_CHECKING:
-    from fer_lab.data.datamodule import FaceData
     from fer_lab.exporting.facts import Facts
     from fer_lab.exporting.files import Trained, Written
     from fer_lab.learning.tasks import Task
@@ -75,14 +74,11 @@ def refuse_what_cannot_be(cfg: DictConfig) -> list[str]:
 def find(cfg: DictConfig) -> tuple[Path, DictConfig]:
     """The run's folder and its config, with what the command line names in place of the run's own."""
     from fer_lab.evaluate import overridden
+    from fer_lab.finished import refuse_without_net
     from fer_lab.tracking.find import find_run
 
     folder = find_run(str(cfg.run), Path(cfg.runs_dir), cfg.tracking.uri)
-    if not (folder / "best.pt").exists() or not (folder / "config.yaml").exists():
-        raise UsageError(
-            f"{folder} has no config.yaml and best.pt: the run finished no epoch, or is a trial of a sweep, which keep no "
-            "weights; train it again with its own command"
-        )
+    refuse_without_net(folder)
     saved = OmegaConf.load(folder / "config.yaml")
     assert isinstance(saved, DictConfig)
     saved.trainer.accelerator = "cpu"  # a GPU's rounding is not the file's
@@ -114,29 +110,34 @@ def judge_trained(folder: Path, config: DictConfig) -> Trained:
     print(f"{folder.name}, {folded.norms} batch norms folded{kept}; held against it on {faces}")
     task, crop = module.task, data.augment.crop
     predictor = Predictor(folded.net, module.preprocess, config.views, crop, task.predictions)
-    return Trained(predictor, facts_of(folder, config, data, task), pixels, expected)
+    return Trained(predictor, facts_of(folder, config, task), pixels, expected)
 
 
-def facts_of(folder: Path, config: DictConfig, data: FaceData, task: Task) -> Facts:
+def facts_of(folder: Path, config: DictConfig, task: Task) -> Facts:
+    """Out of the run's folder alone, but for the framing of pictures that nobody has looked at yet (fer_lab.framing)."""
     from fer_lab.evaluation.calibration import read_temperature
     from fer_lab.exporting.facts import Facts
+    from fer_lab.framing import framing_of
     from fer_lab.tracking.record import RunRecord
 
+    cropped = config.data.get("crop", "none") != "none"
+    framing = None if cropped else framing_of(folder, config)
     return Facts(
         run=folder.resolve().name,
         net=str(config.model.net._target_),
         classes=task.classes,
-        size=int(data.cache.images.shape[-1]),
-        channels=int(data.cache.images.shape[1]),
+        size=int(config.data.size),
+        channels=int(config.data.channels),
         affect=task.needs_affect,
         views=str(config.views),
-        crop=data.augment.crop,
+        crop=config.augment.get("crop"),
         commit=RunRecord(folder).tag("git.commit") or "",
         checkpoint=hashlib.sha256((folder / "best.pt").read_bytes()).hexdigest(),
         versions={name: version(name) for name in ("fer_lab", "torch")},
         temperature=fitted.value if (fitted := read_temperature(folder)) else None,
         face_crop=str(config.data.get("crop", "none")),
-        margin=float(config.data.margin) if config.data.get("crop", "none") != "none" else 0.0,
+        margin=float(config.data.margin) if cropped else framing.margin if framing else 0.0,
+        framed=framing.found if framing else 0,
     )
 
 

@@ -116,6 +116,20 @@ def read_run(folder: Path) -> Finished:
     )
 
 
+def refuse_without_net(folder: Path) -> None:
+    """Raises UsageError where the run kept no net of its own."""
+    folds = [one["run"] for one in read(folder / "folds.json").get("folds", ())]
+    if folds:
+        raise UsageError(
+            f"{folder} is a cross-validation, which has a net for each fold; name one of them: {', '.join(folds[:10])}"
+        )
+    if not (folder / "best.pt").exists() or not (folder / "config.yaml").exists():
+        raise UsageError(
+            f"{folder} has no config.yaml and best.pt: the run finished no epoch, or is a trial of a sweep, which keep no "
+            "weights; train it again with its own command"
+        )
+
+
 def read(path: Path) -> dict[str, Any]:
     """A JSON object, or nothing where there is no such file."""
     if not path.exists():

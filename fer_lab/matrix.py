@@ -95,11 +95,9 @@ def matrix(cfg: DictConfig) -> Path:
 
 def saved_config(folder: Path, cfg: DictConfig) -> DictConfig:
     """How the run was trained; UsageError where it has no weights to judge by."""
-    if not (folder / "best.pt").exists() or not (folder / "config.yaml").exists():
-        raise UsageError(
-            f"{folder} has no config.yaml and best.pt: it finished no epoch, or is a cross-validation or a trial, which "
-            "keep no single net; name a run that was trained whole"
-        )
+    from fer_lab.finished import refuse_without_net
+
+    refuse_without_net(folder)
     saved = OmegaConf.load(folder / "config.yaml")
     assert isinstance(saved, DictConfig)
     saved.cache_dir = cfg.cache_dir

@@ -11,7 +11,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,23 +20,29 @@ from filelock import FileLock
 from tests.preloaded import Preloaded
 
 ROOT = Path(__file__).resolve().parent.parent
+WORKER = "PYTEST_XDIST_WORKER" in os.environ  # one of several processes that share the tests
 
 
 @pytest.fixture(scope="session")
-def preloaded(tmp_path_factory) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+def shared(tmp_path_factory) -> Path:
+    """A folder for what is made once, for all workers of these tests."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if WORKER else base
+
+
+@pytest.fixture(scope="session")
+def preloaded(tmp_path_factory, shared) -> Callable[..., subprocess.CompletedProcess[str]]:
     """subprocess.run for a command of ours, without its imports of other people's packages."""
-    runner = Preloaded(tmp_path_factory.mktemp("preloaded"))
-    yield runner.run
-    runner.process.terminate()
-    runner.process.communicate()
+    owner = os.getppid() if WORKER else os.getpid()
+    return Preloaded(tmp_path_factory.mktemp("preloaded"), shared, owner).run
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory) -> Path:
-    """An MLflow database as its first run makes it: seconds of migrations, copied where a test starts a store."""
+def empty_store(shared) -> Path:
+    """An MLflow database as its first run makes it: a second of migrations, copied where a test starts a store."""
     from fer_lab.tracking.store import connect
 
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    path = shared / "store/mlflow.db"
     connect(f"sqlite:///{path}", "fer_lab")
     return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,8 +45,10 @@ class Kept:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Iterator[Path]:
-    yield tmp_path_factory.mktemp("export")
+def home(tmp_path_factory, empty_store) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("export")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    yield folder
     settle()
 
 

@@ -83,8 +83,10 @@ def composed(entry: str, home: Path, *words: str) -> DictConfig:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Iterator[Path]:
-    yield tmp_path_factory.mktemp("report")
+def home(tmp_path_factory, empty_store) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("report")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    yield folder
     settle()
 
 

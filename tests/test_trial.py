@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -67,7 +68,8 @@ def config(place: Path, *words: str, runs: str = "runs") -> DictConfig:
 
 
 @pytest.fixture(autouse=True)
-def settled() -> Iterator[None]:
+def settled(tmp_path, empty_store) -> Iterator[None]:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     yield
     settle()
 

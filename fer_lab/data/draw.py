@@ -1,6 +1,7 @@
 """Drawn stand-ins for real data sets, in their on-disk layouts, quirks included.
 
 python -m fer_lab.data.draw jaffe data/jaffe_drawn
+python -m fer_lab.data.draw video drawn.mp4 300
 """
 
 from __future__ import annotations
@@ -211,14 +212,21 @@ def main(arguments: list[str] | None = None) -> int:
     from fer_lab.data.layouts import LAYOUTS
 
     parser = argparse.ArgumentParser(prog="python -m fer_lab.data.draw", description=__doc__)
-    parser.add_argument("layout", choices=LAYOUTS, help="the data set whose layout is written")
-    parser.add_argument("root", help="a new or empty folder, e.g. data/jaffe_drawn")
+    parser.add_argument(
+        "layout", choices=(*LAYOUTS, "video"), help="the data set whose layout is written, or a video"
+    )
+    parser.add_argument("root", help="a new or empty folder, e.g. data/jaffe_drawn; for a video a new file")
+    parser.add_argument(
+        "frames", nargs="?", type=int, default=300, help="of a video, 30 a second (default 300)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other people (default 0)")
     parser.add_argument(
         "--faces", type=int, default=700, help="training faces, and half as many to test (not jaffe)"
     )
     asked = parser.parse_args(arguments)
     try:
+        if asked.layout == "video":
+            return _draw_video(asked.root, asked.frames, asked.seed)
         folder, count, words = LAYOUTS[asked.layout](asked.root, asked.faces, asked.seed)
     except DataError as error:
         print(error, file=sys.stderr)
@@ -227,6 +235,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = "model=vgg19 " if asked.layout == "jaffe" else ""
     weights = " model.weights=null" if options else ""
     print(f"  python -m fer_lab.train {options}data={asked.layout} data.root={folder}{weights}")
+    return 0
+
+
+def _draw_video(path: str, frames: int, seed: int) -> int:
+    from fer_lab.data.moving import write_video
+
+    target = write_video(path, frames, seed)
+    print(f"{frames} drawn frames in {target}. Next:\n  python -m fer_lab.predict run=ID source={target}")
     return 0
 
 

@@ -54,12 +54,12 @@ class BadImage(ValueError):
     """A picture that must not enter training; the text is the reason, short enough to count by."""
 
 
-def decode(data: bytes, name: str) -> NDArray[np.uint8]:
+def decode(data: bytes, name: str, blank: bool = False) -> NDArray[np.uint8]:
     """Pixels (H, W) of a grey picture or (H, W, 3) of a coloured one, upright by its EXIF orientation.
 
     Palettes of greys give grey. Pictures with alpha are laid on mid grey. Deeper than 8 bits are scaled
     from the smallest of 8, 10, 12, 14 and 16 bits that holds their brightest pixel.
-    Raises BadImage: zero bytes, not an image, truncated, damaged, animated, too large, blank.
+    Raises BadImage: zero bytes, not an image, truncated, damaged, animated, too large, blank (unless `blank` allows it).
     """
     if not data:
         raise BadImage("zero bytes")
@@ -77,7 +77,8 @@ def decode(data: bytes, name: str) -> NDArray[np.uint8]:
         text = str(error).lower()
         reason = "truncated" if any(word in text for word in TRUNCATION) else f"damaged ({error or name})"
         raise BadImage(reason) from error
-    refuse_blank(pixels)
+    if not blank:
+        refuse_blank(pixels)
     return pixels
 
 

@@ -38,7 +38,10 @@ class Look:
         if not len(squares):
             return np.empty((0, len(self.net.classes) + 2 * self.net.affect), np.float32)
         told = self.net.tell(squares)
-        return (told + self.net.tell(np.ascontiguousarray(squares[..., ::-1]))) / 2 if self.flip else told
+        if not self.flip:
+            return told
+        mirrored = self.net.tell(np.ascontiguousarray(squares[..., ::-1]))
+        return np.asarray((told + mirrored) / 2, np.float32)
 
     def told(self, faces: Sequence[Face], answers: NDArray[np.float32]) -> list[Told]:
         """The frame's faces with what was told of them; frames come in their order."""

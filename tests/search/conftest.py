@@ -29,9 +29,10 @@ SPACE = (
 
 
 class Place:
-    """A folder of runs with the sweep `toy` in it."""
+    """A folder of runs with the sweep `toy` in it; `run` is subprocess.run."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+        self.run = run
         self.runs = folder / "runs"
         self.folder = self.runs / "toy"
 
@@ -50,10 +51,7 @@ class Place:
         return self.do(self.line(*words, space=space), **environment)
 
     def do(self, line: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-        settings = {**os.environ, "COLUMNS": "200", **environment}
-        return subprocess.run(
-            line, cwd=ROOT, env=settings, capture_output=True, text=True, timeout=180, check=False
-        )
+        return self.run(line, cwd=ROOT, env={**os.environ, "COLUMNS": "200", **environment}, timeout=180)
 
     def start(self, *words: str, space: tuple[str, ...] = SPACE, **environment: str) -> subprocess.Popen[str]:
         settings = {**os.environ, "COLUMNS": "200", **environment}
@@ -101,8 +99,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def place(tmp_path: Path, preloaded) -> Place:
+    return Place(tmp_path, preloaded)
 
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
