@@ -77,7 +77,8 @@ def framing_of(folder: Path, config: DictConfig) -> Framing | None:
         with suppress(*UNKNOWABLE), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a data set that is not quite the published one
             known = measured(training_pictures(folder, config))
-            write(folder / FILE, known)
+            if known.looked:  # else the data set has other pictures by now
+                write(folder / FILE, known)
     return known if known is not None and known.found >= ENOUGH else None
 
 

@@ -6,6 +6,7 @@ this is asked of the user, and the data that trained it are not needed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
@@ -97,7 +98,8 @@ def open_net(spec: str, runs_dir: Path, uri: str | None) -> Loaded:
         return open_file(path)
     from fer_lab.tracking.find import find_run
 
-    return open_run(find_run(spec, runs_dir, uri), spec if spec.startswith("models:/") else "")
+    named = spec.strip() if spec.strip().startswith("models:/") else ""
+    return open_run(find_run(spec, runs_dir, uri), named)
 
 
 def file_of(spec: str) -> Path | None:
@@ -157,23 +159,25 @@ def refuse_misfit(program: Program | OnnxProgram, path: Path) -> None:
 
     from fer_lab.exporting.facts import FileError
 
-    facts = program.facts
+    facts, reason = program.facts, "no net for faces is like this"
+    told, wanted = 0, len(facts.classes) + 2 * bool(facts.affect)
     try:
-        sane = (
-            1 <= facts.size <= LARGEST
+        if (
+            all(isinstance(name, str) for name in facts.classes)
+            and 1 <= facts.size <= LARGEST
             and facts.channels in (1, 3)
             and -0.5 < facts.margin <= 2
-            and (facts.temperature is None or 0 < facts.temperature < float("inf"))
-        )
-        shape = (1, facts.channels, facts.size, facts.size)
-        told = tuple(program(torch.zeros(shape, dtype=torch.uint8)).shape) if sane else ()
-        reason = f"it tells {told}"
+            and (facts.temperature is None or 0 < facts.temperature < math.inf)
+        ):
+            shape = (1, facts.channels, facts.size, facts.size)
+            told = program(torch.zeros(shape, dtype=torch.uint8)).shape[1]
+            reason = f"it tells {told} numbers of a face"
     except Exception as error:  # of types, of shapes, of either runtime
-        told, reason = (), " ".join(str(error).split())[:150]
-    if told != (1, len(facts.classes) + 2 * facts.affect):
+        reason = " ".join(str(error).split())[:150]
+    if told != wanted:
         said = f"{facts.channels}x{facts.size}x{facts.size}, margin {facts.margin}, temperature {facts.temperature}"
         raise FileError(
-            f"{path} is not what it says of itself ({said}, {len(facts.classes)} classes): {reason}; "
+            f"{path} is not what it says of itself ({said}, {wanted} outputs): {reason}; "
             "python -m fer_lab.export run=ID writes it again"
         )
 

@@ -113,7 +113,10 @@ def look_at_files(cfg: DictConfig) -> None:
     from fer_lab.live.listing import listed
 
     folder = output(cfg)
-    sources = [source for source in listed(str(cfg.source)) if not inside(source.path, folder)]
+    found = listed(str(cfg.source))
+    if found.ignored:
+        print(f"left out {found.ignored:,} of other kinds (not a picture, not a video)")
+    sources = [source for source in found if not inside(source.path, folder)]
     if not sources:
         raise UsageError(
             f"source={cfg.source} holds nothing but results of before ({folder}); name pictures or videos"
@@ -163,7 +166,7 @@ def record_files(cfg: DictConfig, folder: Path, sources: Sequence[Source]) -> No
 
 def watch_camera(cfg: DictConfig) -> None:
     from fer_lab.live.camera import watch
-    from fer_lab.live.job import Results, Wanted
+    from fer_lab.live.job import Results, Wanted, writing
     from fer_lab.live.record import Recorder, silent
 
     set_threads(cfg)
@@ -176,15 +179,8 @@ def watch_camera(cfg: DictConfig) -> None:
         print(recorder.words())
         return
     wanted = Wanted(cfg.format, cfg.annotate, eyes.tracker is not None)
-    with Results(folder, net, wanted) as results:
-        told = watch(
-            str(cfg.source),
-            eyes,
-            not cfg.headless,
-            lambda seen: results.write([seen]),
-            out=folder,
-            every=cfg.every,
-        )
+    with writing(folder), Results(folder, net, wanted) as results:
+        told = watch(str(cfg.source), eyes, not cfg.headless, results.one, out=folder, every=cfg.every)
     rate = told.frames / max(told.seconds, 1e-9)
     print(
         f"{told.faces:,} faces in {told.frames:,} frames of {told.grabbed:,}, {rate:.0f} frames/s, latency "
@@ -256,13 +252,18 @@ def output(cfg: DictConfig) -> Path:
         return Path(str(cfg.out)).expanduser()
     if cfg.record is not None:
         return Path("recordings")
-    parts = [part for part in Path(str(cfg.source)).parts if not set(part) & set("*?[")]
+    source = str(cfg.source)
+    if source.startswith(CAMERA):
+        from fer_lab.live.grab import without_password
+
+        source = CAMERA + without_password(source.removeprefix(CAMERA))
+    parts = [part for part in Path(source).parts if not set(part) & set("*?[")]
     words = re.findall(r"\w+", Path(parts[-1]).stem if parts else "")
     return Path("predictions") / ("-".join(words)[:80] or "source")
 
 
 def inside(path: Path, folder: Path) -> bool:
-    return folder.exists() and path.absolute().is_relative_to(folder.absolute())
+    return folder.exists() and path.parent.resolve().is_relative_to(folder.resolve())
 
 
 def conclude(cfg: DictConfig, outcome: Outcome, sources: Sequence[Source]) -> None:

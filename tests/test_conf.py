@@ -39,12 +39,20 @@ def composed(*overrides: str, tmp_path: Path) -> DictConfig:
     return cfg
 
 
-def data_of(choice: str, tmp_path: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    """Where each data set is drawn once."""
+    return tmp_path_factory.mktemp("drawn")
+
+
+def data_of(choice: str, drawn: Path) -> list[str]:
     """Overrides that give a data set something to read: its own layout, drawn."""
     from fer_lab.data import draw, layouts
 
-    root = tmp_path / choice
-    if choice == "jaffe":
+    root = drawn / choice
+    if root.exists():
+        pass
+    elif choice == "jaffe":
         draw.write_jaffe(root)
     elif choice == "fer2013":
         draw.write_fer2013_folders(root, {"train": 42, "validation": 14, "test": 14})
@@ -69,16 +77,16 @@ def data_of(choice: str, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda word: str(word))
-def test_every_choice_composes_and_makes_a_step(group, choice, tmp_path):
+def test_every_choice_composes_and_makes_a_step(group, choice, tmp_path, drawn):
     words = [f"{group}={choice}"]
     if group == "recipe":
-        chosen = composed(*words, tmp_path=tmp_path).hydra.runtime.choices
-        data, model = str(chosen.data), str(chosen.model)
-        words += ["split.fold=0"] if "fold" in composed(*words, tmp_path=tmp_path).split else []
+        recipe = composed(*words, tmp_path=tmp_path)
+        data, model = str(recipe.hydra.runtime.choices.data), str(recipe.hydra.runtime.choices.model)
+        words += ["split.fold=0"] if "fold" in recipe.split else []
     else:
         data, model = choice if group == "data" else "synthetic", choice
     words += ["model=small_transfer"] if choice == "lbfgs" else []  # it is for a linear head
-    words += [*data_of(data, tmp_path), *([f"data.size={SIDES[model]}"] if model in SIDES else [])]
+    words += [*data_of(data, drawn), *([f"data.size={SIDES[model]}"] if model in SIDES else [])]
     cfg = composed(*words, "model.weights=null", "data.batch_size=8", tmp_path=tmp_path)
     instantiate(cfg.trainer, accelerator="cpu", logger=False) if choice != "gpu" else None
     face_data = build_data(cfg)
@@ -96,14 +104,14 @@ def test_every_choice_composes_and_makes_a_step(group, choice, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("recipe", [choice for group, choice in CHOICES if group == "recipe"])
-def test_every_recipe_trains_on_drawn_faces_and_has_its_anchor_row(recipe, tmp_path, monkeypatch):
+def test_every_recipe_trains_on_drawn_faces_and_has_its_anchor_row(recipe, tmp_path, drawn, monkeypatch):
     from fer_lab import anchors, ours
     from fer_lab.tracking.forward import settle
     from fer_lab.train import train
 
     monkeypatch.setattr(ours, "RESULTS", tmp_path / "anchors.json")
     chosen = composed(f"recipe={recipe}", tmp_path=tmp_path).hydra.runtime.choices
-    words = data_of(str(chosen.data), tmp_path)
+    words = data_of(str(chosen.data), drawn)
     if recipe.startswith("r1_"):
         words.remove("data.size=48")  # their nets are of one side
     cfg = composed(

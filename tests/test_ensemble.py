@@ -48,8 +48,10 @@ def trained(place: Path, *words: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory):
-    yield tmp_path_factory.mktemp("ensemble")
+def place(tmp_path_factory: pytest.TempPathFactory, empty_store: Path):
+    folder = tmp_path_factory.mktemp("ensemble")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    yield folder
     settle()
 
 

@@ -82,10 +82,11 @@ def test_without_opencv_nobody_looks(run, monkeypatch):
     [
         {"_target_": "fer_lab.data.folder.Folder", "root": "/nowhere"},
         {"_target_": "fer_lab.data.synthetic.Synthetic", "train": TRAIN, "root": "no such setting"},
+        {"_target_": "fer_lab.data.synthetic.Synthetic", "train": 0},
         {"_target_": "os.system", "command": "true"},
         {"_target_": "somebody.elses.Source"},
     ],
-    ids=lambda source: source["_target_"],
+    ids=("gone", "other settings", "other pictures", "code", "not installed"),
 )
 def test_without_the_data_of_a_run_its_framing_is_unknown(run, source):
     folder, _ = run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
@@ -39,8 +40,10 @@ COLUMNS = ["valence", "arousal", "true_valence", "true_arousal"]
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Iterator[Path]:
-    yield tmp_path_factory.mktemp("joint")
+def home(tmp_path_factory, empty_store) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("joint")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    yield folder
     settle()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from fer_lab.data import draw
+from fer_lab.data.moving import write_video
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -48,6 +50,7 @@ def home(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     draw.write_jaffe(folder / "jaffe")
     draw.write_fer2013_folders(folder / "fer2013", {"train": 70, "validation": 28, "test": 28})
+    write_video(folder / "film.mp4", 20)
     return folder
 
 
@@ -73,8 +76,6 @@ def run(command: str, home: Path, preloaded) -> subprocess.CompletedProcess[str]
     line[0] = sys.executable
     if "data=jaffe" in line:
         line += ["model.weights=null", "data.size=32"]
-    if "recipe=fer2013_small" in line:
-        line += ["threads=2"]
     line = [
         word.replace("PATH", str(home / ("jaffe" if "jaffe" in " ".join(line) else "fer2013")))
         for word in line
@@ -85,6 +86,8 @@ def run(command: str, home: Path, preloaded) -> subprocess.CompletedProcess[str]
         line += [f"runs_dir={home}/runs"]
     elif line[2] == "fer_lab.audit":
         line += [f"cache_dir={home}/cache"]
+    elif line[2] == "fer_lab.predict":
+        line = predicting(line, home)
     elif "--help" not in line:
         quick = QUICK.get(line[2], [])
         if "recipe=jaffe_transfer" in line:
@@ -94,6 +97,8 @@ def run(command: str, home: Path, preloaded) -> subprocess.CompletedProcess[str]
         line += [*quick, f"runs_dir={home}/runs", f"cache_dir={home}/cache"]
     if "hydra.sweeper.fit=5m" in line:
         line += ["hydra.sweeper.timeout=1"]
+    if line[2:4] == ["fer_lab.sweep", "-m"] and command != "python -m fer_lab.sweep -m":
+        line += ["hydra.sweeper.workers=1"]  # the first sweep has as many as it takes by itself
     if line[2] == "fer_lab.sync":
         line = [*line[:3], f"runs={home}/runs"]
     if "[ID,ID]" in command:
@@ -110,7 +115,23 @@ def run(command: str, home: Path, preloaded) -> subprocess.CompletedProcess[str]
     return preloaded(line, cwd=ROOT, env=store)
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("python")])
+def predicting(line: list[str], home: Path) -> list[str]:
+    """On a film, which also plays in a camera's stead."""
+    line = [word.replace(str(home / "fer2013"), str(home / "film.mp4")) for word in line]
+    if "source=camera:0" in line:
+        line[line.index("source=camera:0")] = f"source=camera:{home}/film.mp4"
+        line.append("headless=true")
+    return [
+        *line,
+        f"runs_dir={home}/runs",
+        f"out={home}/{'recorded' if 'record=' in ' '.join(line) else 'told'}",
+    ]
+
+
+COMMANDS_THAT_END = [line for line in COMMANDS if line.startswith("python") and "page=true" not in line]
+
+
+@pytest.mark.parametrize("command", COMMANDS_THAT_END)
 def test_a_command_of_the_readme_does_what_it_says(command, home, preloaded):
     done = run(command, home, preloaded)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -119,7 +140,7 @@ def test_a_command_of_the_readme_does_what_it_says(command, home, preloaded):
 
 def test_make_lists_its_targets_and_train_and_test_set_up_first():
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in ("setup", "train", "test", "check", "ui", "bench-train", "bench-triton"):
+    for target in ("setup", "train", "test", "check", "ui", "bench-train", "bench-triton", "bench-predict"):
         assert f"\n{target} " in f"\n{listed}"
     for target in ("train", "test", "ui", "bench-triton"):
         planned = subprocess.run(
@@ -160,6 +181,21 @@ def test_make_ui_opens_mlflow_on_loopback_alone(home):
     finally:
         server.terminate()
         server.wait(20)
+
+
+def test_the_page_of_a_run_opens_on_loopback_and_tells(home):
+    (command,) = (line for line in COMMANDS if "page=true" in line)
+    words = [word.replace("run=ID", f"run={judged_run(home)}") for word in shlex.split(command)]
+    line = [sys.executable, *words[1:], "port=0", f"runs_dir={home}/runs"]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        address = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())[0]
+        try:
+            assert "fer_lab" in urllib.request.urlopen(f"{address}/", timeout=30).read().decode()
+            face = next(home.glob("fer2013/test/*/*")).read_bytes()
+            asked = urllib.request.Request(f"{address}/predict", face, {"Content-Type": "image/png"})
+            assert json.load(urllib.request.urlopen(asked, timeout=30))["status"] in ("ok", "no_face")
+        finally:
+            server.terminate()
 
 
 @pytest.mark.long

@@ -18,6 +18,7 @@ SMALL = (
     "hydra.sweeper.pruner=none",
     "hydra.sweeper.confirm={top: 1, seeds: 2}",
     "hydra.sweeper.name=small",
+    "hydra.sweeper.workers=1",  # several: the toys of tests/search, and the README's first sweep
 )
 
 

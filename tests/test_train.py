@@ -283,7 +283,8 @@ def test_mixed_precision_and_clipping_go_together_with_the_fused_default_optimiz
         "trainer.max_epochs=1",
         "augment=none",
     )
-    done = command("train", *TINY, *words, "model=vgg16", "model.weights=null")
+    few = ("data.source.train=56", "data.source.validation=21", "data.source.test=21")
+    done = command("train", *TINY, *few, *words, "model=vgg16", "model.weights=null")
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path / "runs")
     moved = command(

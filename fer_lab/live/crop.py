@@ -12,7 +12,8 @@ from fer_lab.data.images import grey, square
 from fer_lab.live.faces import Face, Net, Pixels
 
 LEAST_TURN, LARGEST_TURN = 3.0, 45.0
-"""Degrees. Below, the eye finder's own error is larger than the turn; above, it found something else."""
+"""Degrees. Below, the turn may be the eye finder's own error (1 degree in the median, up to 3 in 19 faces of 20, on the
+astronaut's and on drawn faces turned by -20 to 20); above, it found something else."""
 
 
 def face_square(pixels: Pixels, face: Face, net: Net, align: bool = True) -> NDArray[np.uint8]:
@@ -44,12 +45,8 @@ def around(
     left, top, width, height = box
     reach = 2 * round(max(width, height) * max(1.0, 1 + 2 * margin))
     first, above = max(0, left - reach), max(0, top - reach)
-    return pixels[above : top + height + reach, first : left + width + reach], (
-        left - first,
-        top - above,
-        width,
-        height,
-    )
+    part = pixels[above : top + height + reach, first : left + width + reach]
+    return part, (left - first, top - above, width, height)
 
 
 def turned(

@@ -36,7 +36,8 @@ YUNET_SCORE = 0.6
 
 
 class Detector(ABC):
-    """Finds faces, the largest first. Eyes are looked for only where `eyes` is set: it takes 1 to 2 ms a face."""
+    """Finds faces, the largest first; one call at a time in a process, as OpenCV's cascades are shared. Eyes are looked
+    for only where `eyes` is set: it takes 1 to 2 ms a face."""
 
     eyes: bool = False
 
@@ -169,8 +170,8 @@ CUT = 40.0
 class Following(Detector):
     """Looks at a whole frame every `search` frames, and between those only around the faces of the frame before.
 
-    A face lost there, another size of the frames or another scene make it look at the whole at once. While there is no
-    face at all, it looks at the whole after 1, 2, … frames, up to a third of `search`.
+    A face lost there, another size of the frames or another scene make it look at the whole at once, and where faces are
+    missing then, at the next one too. While there is no face at all, it looks after 1, 2, … frames, up to a third of `search`.
     """
 
     def __init__(self, detector: Detector, search: int = 15) -> None:
@@ -198,13 +199,18 @@ class Following(Detector):
         kept = [face for face in found if face is not None]
         if len(kept) < len(found) or doubled(kept):
             return self._whole(pixels)
-        self.faces = kept
-        return kept
+        self.faces = largest_first(kept)
+        return self.faces
 
     def _whole(self, pixels: Pixels) -> list[Face]:
-        self.faces = self.detector(pixels)
+        before, self.faces = len(self.faces), self.detector(pixels)
+        if len(self.faces) < before:
+            self.gap = 1
+        elif self.faces:
+            self.gap = self.search
+        else:
+            self.gap = min(self.gap + 1, max(1, self.search // 3))
         self.since = 0
-        self.gap = self.search if self.faces else min(self.gap + 1, max(1, self.search // 3))
         return self.faces
 
     def _new_scene(self, pixels: Pixels) -> bool:

@@ -32,6 +32,9 @@ TEAL: Colour = (64, 190, 178)
 DARK, TRACK, LIGHT, WHITE = (18, 21, 26), (62, 67, 75), (206, 211, 218), (255, 255, 255)
 OPACITY = 200
 AFFECT = ("valence", "arousal")
+LARGEST = 48
+"""Pixels of the text's size; what is kept of it for the next frame is some hundred MB at worst."""
+
 PANELS = 3
 """Of so many faces, the largest, all probabilities are drawn; of the others the likeliest alone."""
 
@@ -68,7 +71,7 @@ def annotate(pixels: Pixels, tolds: Sequence[Told], classes: Sequence[str], capt
 
 def text_size(pixels: Pixels) -> int:
     """In pixels, so that seven bars fill about a quarter of the frame's height."""
-    return max(11, round(min(pixels.shape[:2]) / 38))
+    return min(LARGEST, max(11, round(min(pixels.shape[:2]) / 38)))
 
 
 def area_of(told: Told) -> Area:
@@ -231,7 +234,7 @@ def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-@lru_cache(4096)
+@lru_cache(512)
 def text(words: str, size: int, colour: Colour) -> Sprite:
     """(about 1.5 sizes, as wide as the words): all lines of one size are equally high."""
     width = round(font(size).getlength(words)) + 1
@@ -245,7 +248,7 @@ def sprite_of(mask: NDArray[np.uint8], colour: Colour) -> Sprite:
     return Sprite(opacity * np.array(colour, np.uint16), opacity)
 
 
-@lru_cache(1024)
+@lru_cache(256)
 def chip(words: str, colour: Colour, size: int) -> Sprite:
     """Words on a round-cornered ground, dark on light colours and light on dark ones."""
     bright = colour[0] * 0.299 + colour[1] * 0.587 + colour[2] * 0.114 > 110
@@ -255,7 +258,7 @@ def chip(words: str, colour: Colour, size: int) -> Sprite:
     return over(ground, line, size // 2, size // 6)
 
 
-@lru_cache(32)
+@lru_cache(8)
 def panel(names: tuple[str, ...], size: int) -> tuple[Sprite, tuple[int, int], int]:
     """Ground, names and empty bars; the bars' left and right edge; the height of a row."""
     row_height, pad = size + size // 2, size // 2

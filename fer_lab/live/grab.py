@@ -24,6 +24,9 @@ SCHEMES = ("rtsp", "rtsps", "rtmp", "http", "https", "tcp", "udp", "srt")
 PATIENCE = 10.0
 """Seconds that a camera on the network may take to answer, and any camera between two frames."""
 
+LEAVE = 2.0
+"""Seconds for which the end waits for a read that may be stuck in a network."""
+
 STILL_THERE = "is it plugged in and switched on, and does no other program use it?"
 ADVICE = "camera:0 is this machine's first, camera:rtsp://… one on the network"
 
@@ -66,7 +69,7 @@ class Camera:
         self.closing.set()
         with self.fresh:
             self.fresh.notify_all()
-        self.thread.join(PATIENCE)
+        self.thread.join(LEAVE)
 
     def newest(self, patience: float) -> Grabbed | None:
         """The newest frame that nobody had yet; None where none came within `patience` seconds, or a file has ended (`over`).

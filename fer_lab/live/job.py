@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from fer_lab.live.faces import LiveError, Net, Seen
 from fer_lab.live.movie import Movie, file_name, save_picture
-from fer_lab.live.rows import FORMATS, printable, rows_of
+from fer_lab.live.rows import FORMATS, Rows, printable, rows_of
 from fer_lab.live.source import Source, count
 from fer_lab.live.source import rate as rate_of
 from fer_lab.live.summary import Counts, Tracks
@@ -39,8 +39,8 @@ class Wanted(NamedTuple):
 
 
 class Results:
-    """What is known is written at once. Results of before are replaced, each by its new one; nothing else in the folder is
-    touched. Frames of a source come in a row. Used in a `with`."""
+    """What is known is written at once. With the first of it predictions.* and tracks.csv of before are gone, and whatever
+    is drawn replaces its like; nothing else in the folder is touched. Frames of a source come in a row. Used in a `with`."""
 
     def __init__(self, folder: Path, net: Net, wanted: Wanted, videos: Iterable[Source] = ()) -> None:
         self.folder, self.net, self.wanted = folder, net, wanted
@@ -49,11 +49,7 @@ class Results:
         self.written: list[Path] = []
         self.movie: Movie | None = None
         self.timeline: Timeline | None = None
-        folder.mkdir(parents=True, exist_ok=True)
-        for suffix in FORMATS:
-            (folder / f"predictions.{suffix}").unlink(missing_ok=True)
-        (folder / "tracks.csv").unlink(missing_ok=True)
-        self.rows = FORMATS[wanted.format](folder, net)
+        self.rows: Rows | None = None
         self.tracks: Tracks | None = None
 
     def __enter__(self) -> Results:
@@ -61,11 +57,13 @@ class Results:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._end_video()
-        self.written.insert(0, self.rows.close())
+        if self.rows is not None:
+            self.written.insert(0, self.rows.close())
         if self.tracks is not None:
             self.written.insert(1, self.tracks.close())
 
     def write(self, some: Sequence[Seen]) -> None:
+        self.rows = self.rows or self._begun()
         self.rows.write(row for seen in some for row in rows_of(seen, self.net))
         for seen in some:
             self.counts.add(seen)
@@ -78,6 +76,15 @@ class Results:
                 path = self.folder / "annotated" / file_name(seen.frame.source, ".png")
                 save_picture(seen, self.net, path)
                 self._note(path.parent)
+
+    def one(self, seen: Seen) -> None:
+        self.write([seen])
+
+    def _begun(self) -> Rows:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in (*(f"predictions.{suffix}" for suffix in FORMATS), "tracks.csv"):
+            (self.folder / name).unlink(missing_ok=True)
+        return FORMATS[self.wanted.format](self.folder, self.net)
 
     def _add_frame(self, seen: Seen) -> None:
         """Of a video or a camera."""
@@ -136,15 +143,16 @@ def run(
     Raises LiveError where nothing can be written."""
     start = time.monotonic()
     videos = [source for source in sources if source.kind == "video"]
-    with writing(folder), ExitStack() as stack:
-        tell, results = stack.enter_context(progress(sources, wanted.every)), None
+    with (
+        writing(folder),
+        progress(sources, wanted.every) as tell,
+        Results(folder, net, wanted, videos) as results,
+    ):
         for some in seen:
-            results = results or stack.enter_context(Results(folder, net, wanted, videos))
             results.write(some)
             tell(some[-1].frame.source, len(some))
             if stop.is_set():
                 break
-    assert results is not None, "every source gives a frame"
     return Outcome(results.counts, results.written, time.monotonic() - start, stop.is_set())
 
 
@@ -184,7 +192,7 @@ def bar(console: Console) -> Progress:
         TimeRemainingColumn,
     )
 
-    left = TextColumn("[cyan]{task.description}", markup=True)
+    left = TextColumn("{task.description}", style="cyan", markup=False)
     columns = (
         left,
         BarColumn(),

@@ -2,11 +2,17 @@
 
 const FRAME_SIDE = 640; // pixels of a camera's frame that are sent: the finder looks at no more
 const PICTURE_SIDE = 1600; // of a picture that is too large a file to be sent as it is
-const TRAIL = 12;
-const NUMBERS = 30; // frames that rate and latency are taken over
+const [TRAIL, NUMBERS] = [12, 30]; // newest points of valence and arousal; frames that rate and latency are taken over
+const REFUSALS = {
+  NotAllowedError: "The browser was told not to give this page the camera: allow it in the address bar.",
+  NotFoundError: "There is no camera here.",
+  NotReadableError: "The camera is in use by another program.",
+};
 const get = (id) => document.getElementById(id);
 const percent = (share) => `${Math.round(share * 100)}%`;
 const signed = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`;
+const area = (face) => face.box[2] * face.box[3];
+const sentence = (words) => words[0].toUpperCase() + words.slice(1);
 const pause = (seconds) => new Promise((done) => setTimeout(done, seconds * 1000));
 
 let facts = { classes: [], colours: {}, bytes: Infinity };
@@ -27,7 +33,7 @@ async function ask(path, data) {
   if (response.ok) return response;
   const words = await response.json().then((told) => told.error, () => response.statusText);
   const again = Number(response.headers.get("Retry-After")) || (response.status >= 500 ? 1 : 0);
-  throw Object.assign(new Error(words[0].toUpperCase() + words.slice(1)), { again });
+  throw Object.assign(new Error(sentence(words)), { again, status: response.status });
 }
 
 async function begin() {
@@ -39,16 +45,13 @@ async function begin() {
   get("bars").replaceChildren(...facts.classes.map(bar));
 }
 
-function element(tag, words = "", kind = "") {
-  const made = document.createElement(tag);
-  made.textContent = words;
-  made.className = kind;
-  return made;
+function element(tag, textContent = "", className = "") {
+  return Object.assign(document.createElement(tag), { textContent, className });
 }
 
 function bar(name) {
   const row = element("li");
-  row.style.setProperty("--shown", facts.colours[name] ?? "var(--accent)");
+  row.style.setProperty("--shown", facts.colours[name] ?? "#40beb2");
   row.append(element("span", name), element("i"), element("b"));
   return row;
 }
@@ -66,8 +69,7 @@ function stage(width, height, filming) {
   view.style.width = `min(100%, calc(72vh * ${width / height}))`;
   view.className = `view filled${filming ? " filming" : ""}${filming && camera.mirrored ? " mirrored" : ""}`;
   get("empty").hidden = true;
-  get("picture").hidden = filming;
-  get("camera").hidden = !filming;
+  [get("picture").hidden, get("camera").hidden] = [filming, !filming];
 }
 
 function clear() {
@@ -85,21 +87,37 @@ async function lookAt(file) {
   stopFilming();
   const mine = clear();
   get("pace").textContent = "looking …";
+  get("told").classList.add("stale");
+  let bitmap;
   try {
-    const bitmap = await opened(file);
+    bitmap = await opened(file);
     if (turn !== mine) return;
     draw(get("picture"), bitmap);
     stage(bitmap.width, bitmap.height, false);
-    const data = file.size > facts.bytes ? await encoded(bitmap, PICTURE_SIDE, 0.92) : file;
-    const reply = await (await ask("/predict", data)).json();
+    const found = await predicted(file, bitmap);
     if (turn !== mine) return;
-    shown = { data, reply };
-    tell(reply);
-    get("pace").textContent = `${Math.round(reply.milliseconds)} ms`;
+    shown = found;
+    tell(shown.reply);
+    get("pace").textContent = `${Math.round(shown.reply.milliseconds)} ms`;
     await showMap();
   } catch (error) {
-    if (turn === mine) failed(error);
+    if (turn !== mine) return;
+    if (!bitmap) vacate();
+    failed(error);
   }
+}
+
+async function predicted(file, bitmap) {
+  const reply = async (data) => ({ data, reply: await (await ask("/predict", data)).json() });
+  if (file.size <= facts.bytes) {
+    try {
+      return await reply(file);
+    } catch (error) {
+      if (error.status !== 415) throw error;
+      problem(`${error.message}. What the browser makes of it was sent instead.`);
+    }
+  }
+  return reply(await encoded(bitmap, PICTURE_SIDE, 0.92));
 }
 
 function failed(error) {
@@ -109,28 +127,25 @@ function failed(error) {
 }
 
 async function opened(file) {
-  // what the browser cannot show, such as TIFF, the server may
   try {
     return await createImageBitmap(file);
-  } catch {
+  } catch { // what the browser cannot show, such as TIFF, the server may
     return createImageBitmap(await (await ask("/picture", file)).blob());
   }
 }
 
-function draw(canvas, bitmap) {
-  canvas.width = bitmap.width;
-  canvas.height = bitmap.height;
-  canvas.getContext("2d").drawImage(bitmap, 0, 0);
-}
-
-const paper = document.createElement("canvas");
-async function encoded(source, side, quality) {
+function draw(canvas, source, side = PICTURE_SIDE) {
   const width = source.videoWidth || source.width;
   const height = source.videoHeight || source.height;
   const scale = Math.min(1, side / Math.max(width, height));
-  paper.width = Math.round(width * scale);
-  paper.height = Math.round(height * scale);
-  paper.getContext("2d").drawImage(source, 0, 0, paper.width, paper.height);
+  canvas.width = Math.max(1, Math.round(width * scale));
+  canvas.height = Math.max(1, Math.round(height * scale));
+  canvas.getContext("2d").drawImage(source, 0, 0, canvas.width, canvas.height);
+}
+
+const paper = document.createElement("canvas");
+function encoded(source, side, quality) {
+  draw(paper, source, side);
   return new Promise((done) => paper.toBlob(done, "image/jpeg", quality));
 }
 
@@ -149,8 +164,6 @@ function tell(reply) {
   affect(face);
   speak(reply.faces.length, face);
 }
-
-const area = (face) => face.box[2] * face.box[3];
 
 function level(place, share, first) {
   const row = get("bars").children[place];
@@ -191,10 +204,9 @@ function boxes(reply, chosen) {
 function placed(box, face, reply, pressed) {
   const [left, top, width, height] = face.box;
   const start = camera?.mirrored ? reply.width - left - width : left;
-  const part = (value, whole) => `${(100 * value) / whole}%`;
-  Object.assign(box.style, { left: part(start, reply.width), width: part(width, reply.width) });
-  Object.assign(box.style, { top: part(top, reply.height), height: part(height, reply.height) });
-  box.style.setProperty("--shown", facts.colours[face.label] ?? "var(--accent)");
+  const sides = { left: start / reply.width, width: width / reply.width, top: top / reply.height, height: height / reply.height };
+  for (const [side, share] of Object.entries(sides)) box.style[side] = `${100 * share}%`;
+  box.style.setProperty("--shown", facts.colours[face.label] ?? "#40beb2");
   box.classList.toggle("low", top < 0.1 * reply.height);
   box.classList.toggle("late", start + width / 2 > 0.75 * reply.width);
   box.dataset.face = face.face_id;
@@ -206,8 +218,7 @@ function placed(box, face, reply, pressed) {
 function choose(face) {
   wanted = face;
   trail = [];
-  if (!shown) return;
-  tell(shown.reply);
+  if (shown) tell(shown.reply);
   if (!camera) showMap();
 }
 
@@ -231,9 +242,8 @@ function mark([x, y], place) {
 
 function speak(count, face) {
   const words = `${count > 1 ? `${count} faces; ` : ""}${camera ? face.label ?? "" : title(face)}`;
-  const now = performance.now();
-  if (words === get("spoken").textContent || (camera && now - spoken < 3000)) return;
-  spoken = now; // of the camera, only what changes, and no faster than it can be read out
+  if (words === get("spoken").textContent || (camera && performance.now() - spoken < 3000)) return;
+  spoken = performance.now(); // of the camera, only what changes, and no faster than it can be read out
   get("spoken").textContent = words;
 }
 
@@ -242,15 +252,15 @@ function speak(count, face) {
 async function showMap() {
   const mine = turn;
   if (!get("mapped").checked || !shown?.reply.faces.length) return hideMap();
-  const { data } = shown;
-  const face = camera || wanted === null ? "" : `?face=${wanted}`; // a frame by itself has other numbers than a film
-  const response = await ask(`/explain${face}`, data).catch((error) => (camera ? null : problem(error.message)));
+  const known = shown.reply.faces.some((face) => face.face_id === wanted);
+  const words = [...(camera ? [`session=${camera.session}`] : []), ...(known ? [`face=${wanted}`] : [])];
+  const response = await ask(`/explain?${words.join("&")}`, shown.data).catch((error) => (camera ? null : problem(error.message)));
   if (!response || turn !== mine) return;
   const bitmap = await createImageBitmap(await response.blob());
   if (turn !== mine || !get("mapped").checked) return;
   draw(get("map"), bitmap);
   get("map").hidden = get("method").hidden = false;
-  get("method").textContent = `${response.headers.get("X-Method")}: what is bright speaks for ${get("label").textContent}`;
+  get("method").textContent = `${sentence(response.headers.get("X-Method"))}: what is bright speaks for ${get("label").textContent}`;
 }
 
 function hideMap() {
@@ -263,8 +273,9 @@ async function film(device) {
   if (!navigator.mediaDevices) return problem("Browsers give the camera only to pages of localhost or https.");
   stopFilming();
   const mine = clear();
-  const size = { width: { ideal: 640 }, height: { ideal: 480 } };
+  vacate();
   get("pace").textContent = "waiting for the camera …";
+  const size = { width: { ideal: 640 }, height: { ideal: 480 } };
   const which = device ? { deviceId: { exact: device } } : { facingMode: "user" };
   try {
     const stream = await navigator.mediaDevices.getUserMedia({ video: { ...size, ...which }, audio: false });
@@ -280,15 +291,8 @@ async function film(device) {
   } catch (error) {
     if (turn !== mine) return;
     stopFilming();
-    problem(refusal(error));
+    failed(new Error(REFUSALS[error.name] ?? error.message));
   }
-}
-
-function refusal(error) {
-  if (error.name === "NotAllowedError") return "The browser was told not to give this page the camera: allow it in the address bar.";
-  if (error.name === "NotFoundError") return "There is no camera here.";
-  if (error.name === "NotReadableError") return "The camera is in use by another program.";
-  return error.message;
 }
 
 async function filming(mine) {
@@ -296,7 +300,8 @@ async function filming(mine) {
   video.srcObject = camera.stream;
   await video.play();
   get("film").textContent = "Stop the camera";
-  stage(video.videoWidth, video.videoHeight, true);
+  video.onresize = () => camera && stage(video.videoWidth, video.videoHeight, true); // a phone was turned
+  video.onresize();
   const all = await navigator.mediaDevices.enumerateDevices();
   get("other").hidden = all.filter((one) => one.kind === "videoinput").length < 2;
   const times = [];
@@ -348,7 +353,11 @@ function stopFilming() {
   clear();
   get("film").textContent = "Use the camera";
   get("other").hidden = true;
-  get("camera").hidden = true;
+  vacate();
+}
+
+function vacate() {
+  get("camera").hidden = get("picture").hidden = true;
   get("view").removeAttribute("style");
   get("view").className = "view";
   get("empty").hidden = false;
@@ -365,8 +374,7 @@ async function otherCamera() {
 
 function take(files) {
   const file = [...files].find((one) => one.type.startsWith("image/") || /\.(tiff?|jp2)$/i.test(one.name)) ?? files[0];
-  if (file) lookAt(file);
-  else problem("That is no file: save the picture first, or copy and paste it.");
+  return file ? lookAt(file) : problem("That is no file: save the picture first, or copy and paste it.");
 }
 
 get("file").onchange = (event) => {
@@ -377,14 +385,14 @@ get("film").onclick = () => (camera ? stopFilming() : film());
 get("other").onclick = otherCamera;
 get("mapped").onchange = showMap;
 document.addEventListener("paste", (event) => event.clipboardData.files.length && take(event.clipboardData.files));
-document.addEventListener("dragover", (event) => {
+function dragging(event) {
   event.preventDefault();
-  document.body.classList.add("dragging");
-});
-document.addEventListener("dragleave", (event) => event.relatedTarget || document.body.classList.remove("dragging"));
+  document.body.classList.toggle("dragging", event.type === "dragover");
+}
+document.addEventListener("dragover", dragging);
+document.addEventListener("dragleave", (event) => event.relatedTarget || dragging(event));
 document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  document.body.classList.remove("dragging");
+  dragging(event);
   take(event.dataTransfer.files);
 });
 addEventListener("pagehide", stopFilming);

@@ -31,14 +31,14 @@ from fer_lab.live.guard import Guard, Prompt, is_loopback
 from fer_lab.live.look import Look
 from fer_lab.live.overlay import laid_over, png
 from fer_lab.live.source import coloured
-from fer_lab.live.worker import Busy, Sessions, Worker
+from fer_lab.live.worker import Busy, Sessions, View, Worker
 
 T = TypeVar("T")
 Explain = Callable[[NDArray[np.uint8]], tuple[NDArray[np.float32], str]]
 """A face (1, C, S, S) -> where the net looks for what it says of it, (S, S) in 0..1, and the name of the method."""
 
 FILES = {"/": "text/html", "/page.css": "text/css", "/page.js": "text/javascript"}
-SESSION = re.compile(r"[A-Za-z0-9-]{8,64}")
+SESSION, FACE = re.compile(r"[A-Za-z0-9-]{8,64}"), re.compile(r"[0-9]{1,9}")
 
 
 class Limits(NamedTuple):
@@ -110,36 +110,34 @@ class Page:
 
     async def predict(self, request: Request) -> Response:
         """The faces of a picture; with ?session=ID those of a frame, followed and smoothed from one to the next."""
-        session = request.query_params.get("session")
-        if session is not None and not SESSION.fullmatch(session):
-            raise HTTPException(400, f"session={session[:80]!r}; expected 8 to 64 letters, digits or -")
+        session = asked(request, "session", SESSION, "8 to 64 letters, digits or -")
         data = await self.body(request)
 
         def work() -> dict[str, Any]:
             start = perf_counter()
             pixels = picture(data)
-            look = self.look() if session is None else self.sessions[session]
-            return answer(self.net, pixels, look(pixels), perf_counter() - start)
+            view = View(self.look()) if session is None else self.sessions[session]
+            view.told = view.look(pixels)
+            return answer(self.net, pixels, view.told, perf_counter() - start)
 
         return JSONResponse(await self.turn(work))
 
     async def explained(self, request: Request) -> Response:
         """A PNG of the picture's shape to lay over it: where the net looks for what it says of ?face=ID, or of the
-        largest. The method is in the header X-Method."""
-        wanted = request.query_params.get("face")
-        if wanted is not None and not re.fullmatch(r"\d{1,9}", wanted):
-            raise HTTPException(400, f"face={wanted[:80]!r}; expected the face_id that /predict gives")
+        largest; of a frame with ?session=ID, the faces that /predict found in it. X-Method names the method."""
+        session = asked(request, "session", SESSION, "8 to 64 letters, digits or -")
+        wanted = asked(request, "face", FACE, "the face_id that /predict gives")
         data = await self.body(request)
         explain = self.explain
         if explain is None:
             raise HTTPException(501, "no maps here: they need captum (pip install 'fer_lab[live]')")
 
         def work() -> tuple[bytes, str]:
-            look = self.look()
             pixels = picture(data)
-            face = chosen(look(pixels), wanted).face
-            heat, method = explain(look.squares(pixels, [face]))
-            return png(laid_over(heat, pixels.shape[:2], face, self.net, look.align)), method
+            view = View(self.look()) if session is None else self.sessions[session]
+            face = chosen(view.told or view.look(pixels), wanted).face
+            heat, method = explain(view.look.squares(pixels, [face]))
+            return png(laid_over(heat, pixels.shape[:2], face, self.net, view.look.align)), method
 
         shown, method = await self.turn(work)
         return Response(shown, media_type="image/png", headers={"X-Method": method})
@@ -180,6 +178,14 @@ class Page:
             raise HTTPException(504, f"this took longer than {self.limits.seconds:g} s") from None
         except BadImage as error:
             raise HTTPException(415, f"not a picture that can be read: {error}") from None
+
+
+def asked(request: Request, name: str, pattern: re.Pattern[str], expected: str) -> str | None:
+    """What the address says of `name`. Raises 400."""
+    value = request.query_params.get(name)
+    if value is not None and not pattern.fullmatch(value):
+        raise HTTPException(400, f"{name}={value[:80]!r}; expected {expected}")
+    return value
 
 
 async def received(request: Request, most: int) -> bytes:

@@ -183,10 +183,12 @@ class Recorder:
 
     def next(self) -> str:
         """The command that trains on the root; people stay on one side of a split as soon as there are two of them."""
-        people = {row["subject"] for row in self.manifest.rows()}
-        words = [f"data.root={self.manifest.root}", f'data.source.subject="{SUBJECT}"']
-        alone = ["split.mix_subjects=true"] if len(people) < 2 else []
-        return shlex.join(["python", "-m", "fer_lab.train", "data=folder", *words, "split=holdout", *alone])
+        rows = self.manifest.rows()
+        alone = len({row["subject"] for row in rows}) < 2
+        words = [f"data.root={self.manifest.root}", f'data.source.subject="{SUBJECT}"', "split=holdout"]
+        words += ["split.mix_subjects=true"] if alone else []
+        another = "" if len({row["label"] for row in rows}) > 1 else "record another expression, then "
+        return another + shlex.join(["python", "-m", "fer_lab.train", "data=folder", *words])
 
 
 class Manifest:

@@ -12,7 +12,7 @@ from fer_lab.data.images import PIXEL_LIMIT
 from fer_lab.live.faces import Frame, LiveError, Pixels
 
 if TYPE_CHECKING:
-    from av import VideoFrame
+    from av import Packet, VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
@@ -213,18 +213,27 @@ def _frames(container: InputContainer, stream: VideoStream) -> Iterator[VideoFra
     """Frames as they are shown one after the other; None for a packet that cannot be decoded."""
     import av
 
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.FFmpegError as error:
-            raise _Fault(f"damaged from here on ({_short(error)})") from error
-        if packet is None:
-            return
+    for packet in _packets(container, stream):
         try:
             yield from packet.decode()
         except (av.FFmpegError, ValueError):
             yield None
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[Packet[VideoStream]]:
+    import av
+
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except IndexError:
+            return  # at the end, when ours is done, PyAV stumbles over streams that began in the midst of the file
+        except av.FFmpegError as error:
+            raise _Fault(f"damaged from here on ({_short(error)})") from error
+        if packet is None:
+            return
+        yield packet
 
 
 def _short(error: Exception) -> str:

@@ -6,9 +6,11 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import TypeVar
 
+from fer_lab.live.faces import Told
 from fer_lab.live.look import Look
 
 T = TypeVar("T")
@@ -51,19 +53,29 @@ class Worker:
         self.thread.shutdown(wait=False, cancel_futures=True)
 
 
+@dataclass
+class View:
+    """A live view: what looks at its frames, in their order, and what was told of the last one."""
+
+    look: Look
+    told: list[Told] = field(default_factory=list)
+    asked: float = 0.0
+
+
 class Sessions:
-    """What each live view has seen so far, kept for the `most` that asked last and forgotten `seconds` after that."""
+    """The live views that asked last, `most` of them, each forgotten `seconds` after it asked."""
 
     def __init__(self, make: Callable[[], Look], most: int, seconds: float) -> None:
         self.make, self.most, self.seconds = make, most, seconds
-        self.looks: OrderedDict[str, tuple[Look, float]] = OrderedDict()
+        self.views: OrderedDict[str, View] = OrderedDict()
 
-    def __getitem__(self, session: str) -> Look:
+    def __getitem__(self, session: str) -> View:
         now = monotonic()
-        look, last = self.looks.pop(session, (None, now))
-        if look is None or now - last > self.seconds:
-            look = self.make()
-        self.looks[session] = look, now
-        while len(self.looks) > self.most or now - next(iter(self.looks.values()))[1] > self.seconds:
-            self.looks.popitem(last=False)
-        return look
+        view = self.views.pop(session, None)
+        if view is None or now - view.asked > self.seconds:
+            view = View(self.make())
+        view.asked = now
+        self.views[session] = view
+        while len(self.views) > self.most or now - next(iter(self.views.values())).asked > self.seconds:
+            self.views.popitem(last=False)
+        return view

@@ -98,3 +98,8 @@ def encoded(pixels: np.ndarray, kind: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind, **options)
     return file.getvalue()
+
+
+def plain(level: int, size: int = 48) -> bytes:
+    """A picture of one grey, for which the whole of it is the face."""
+    return encoded(np.full((size, size), level, np.uint8))

@@ -177,13 +177,31 @@ def test_an_empty_room_is_looked_at_now_and_then_and_the_rhythm_of_whole_looks_i
     assert (look.whole, look.nearby) == (3, 6)
 
 
+def test_a_face_that_goes_is_missed_at_once_and_looked_for_in_the_next_frames():
+    look = Counting(make("none"))
+    found = [Face((0, 0, 20, 20), 9.0)]
+    look.detector = lambda pixels: found
+    look.near = lambda pixels, face: next(iter(found), None)
+    follow, frame = Following(look, search=30), np.zeros((48, 64, 3), np.uint8)
+    assert [len(follow(frame)) for _ in range(10)] == [1] * 10 and look.whole == 1
+    found = []
+    looks = []
+    for _ in range(8):
+        assert follow(frame) == []
+        looks.append(look.whole)
+    assert looks == [2, 3, 3, 4, 4, 4, 5, 5]
+    found = [Face((0, 0, 20, 20), 9.0)]
+    assert [len(follow(frame)) for _ in range(4)] == [0, 0, 1, 1]
+
+
 def test_two_that_became_one_are_looked_for_again():
     look = Counting(make("none"))
-    boxes = iter([[Face((0, 0, 9, 9), 9.0), Face((10, 0, 9, 9), 9.0)], [Face((5, 0, 9, 9), 9.0)]])
+    two, one = [Face((0, 0, 9, 9), 9.0), Face((10, 0, 9, 9), 9.0)], [Face((5, 0, 9, 9), 9.0)]
+    boxes = iter([two, one, one])
     look.detector = lambda pixels: next(boxes)
-    look.near = lambda pixels, face: Face((5, 0, 9, 9), 9.0)
+    look.near = lambda pixels, face: one[0]
     follow, frame = Following(look), np.zeros((48, 64, 3), np.uint8)
-    assert [len(follow(frame)) for _ in range(3)] == [2, 1, 1] and look.whole == 2
+    assert [len(follow(frame)) for _ in range(5)] == [2, 1, 1, 1, 1] and look.whole == 3
 
 
 # YuNet, by a small net of the same outputs which takes white squares for faces

@@ -233,6 +233,7 @@ def test_two_people_and_two_expressions_train_a_net_that_was_chosen_on_the_other
     assert first.returncode == 0, first.stderr
     added = len(rows(root))
     assert f"{added} faces of anna added to {root}/happiness" in first.stdout
+    assert "next: record another expression, then python -m fer_lab.train data=folder" in first.stdout
     assert "split=holdout split.mix_subjects=true" in first.stdout  # so far there is one person
     for label, subject, seed in (("sadness", "anna", 4), ("happiness", "ben", 5), ("sadness", "ben", 6)):
         other = write_video(tmp_path / f"{label}-{subject}.mp4", 75, seed=seed, together=1)

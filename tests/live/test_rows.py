@@ -294,7 +294,7 @@ def test_each_video_has_its_own_timeline_movie_and_tracks(tmp_path):
 def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(LiveError, match=r"cannot write .*out.*out=DIR"), writing(tmp_path / "out"):
-        Results(tmp_path / "out", BASE, Wanted())
+        Results(tmp_path / "out", BASE, Wanted()).write(SOME)
 
 
 def test_small_pictures_are_enlarged_and_have_room_for_the_bars(tmp_path):

@@ -48,7 +48,11 @@ class Place:
     def sweep(
         self, *words: str, space: tuple[str, ...] = SPACE, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        return self.do(self.line(*words, space=space), **environment)
+        """With one worker unless told otherwise: each takes seconds to start."""
+        told = any(word.startswith(("hydra.sweeper.workers=", "hydra/launcher=")) for word in words)
+        return self.do(
+            self.line(*words, *([] if told else ["hydra.sweeper.workers=1"]), space=space), **environment
+        )
 
     def do(self, line: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
         return self.run(line, cwd=ROOT, env={**os.environ, "COLUMNS": "200", **environment}, timeout=180)

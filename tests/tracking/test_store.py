@@ -200,7 +200,8 @@ def _race(uri: str, runs_dir: Path, number: int, barrier) -> None:
 
 
 def test_four_processes_at_once_on_a_fresh_database(tmp_path, capfd):
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # MLflow is imported once, and then four times there
+    context.set_forkserver_preload(["mlflow.store.tracking.sqlalchemy_store"])
     barrier = context.Barrier(4)
     address = f"sqlite:///{tmp_path}/new/mlflow.db"
     jobs = [context.Process(target=_race, args=(address, tmp_path / "runs", n, barrier)) for n in range(4)]
