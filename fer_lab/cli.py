@@ -52,6 +52,8 @@ def main(task: Callable[[DictConfig], Any], config_name: str) -> None:
         leave(explain(sys.argv[1:], config_name) or str(error), 2)
     except Exception as error:  # of a sweeper
         failures.append(error)
+    except KeyboardInterrupt:  # where nobody had anything to finish
+        leave("interrupted", 130)
     for failure in failures:
         settle(failure)
 

@@ -32,10 +32,12 @@ SMALLEST = [
     "sizes.frozen={repeats: 1, trials: 3, peer_trials: 2, at_once: 2, epochs: 1, size: 32}",
     "sizes.store={trials: 12, workers: 2}",
     "sizes.triton={quick: true}",
+    "sizes.video={repeats: 1, frames: 20, threads: 1}",
+    "sizes.page={repeats: 1, frames: 4}",
 ]
 COUNTS = {
     "step": 1, "data": 1, "features": 1, "startup": 2, "memory": 2, "trials": 3, "overhead": 1, "frozen": 1, "store": 2,
-    "triton": 3,
+    "triton": 3, "video": 9, "page": 2,
 }  # fmt: skip
 WITHOUT_PEER = ("memory", "overhead", "frozen", "triton")
 FIELDS = {
@@ -64,6 +66,7 @@ FIELDS = {
         pytest.param(
             "trials,overhead,frozen", marks=pytest.mark.long
         ),  # three sweeps and six other processes
+        "video,page",
         pytest.param("triton", marks=pytest.mark.long),  # compilers of three peers
     ],
 )
@@ -89,8 +92,10 @@ def test_every_part_writes_its_figures(parts, command, tmp_path):
         for facts in result["figures"]:
             assert set(facts) >= FIELDS
             assert isinstance(facts["value"], float)
-            assert (facts["baseline"] is None) == (part in WITHOUT_PEER or "page" in facts["name"])
-            assert isinstance(facts["met"], bool)
+            assert (facts["baseline"] is None) == (
+                part in WITHOUT_PEER or facts["name"].startswith(("MLflow's page", "live page", "share of"))
+            )
+            assert isinstance(facts["met"], bool) == (facts["target"] is not None)
             assert facts["name"] in report.with_suffix(".md").read_text()
             assert facts["name"] in done.stdout
 
