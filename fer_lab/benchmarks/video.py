@@ -15,6 +15,8 @@ import csv
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +80,8 @@ def peers(
     def ours() -> Cost:
         cv2.setNumThreads(1)  # as the command has it
         begin = now()
-        predict(cfg)
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            predict(cfg)
         return now() - begin
 
     def loop() -> Cost:
