@@ -18,7 +18,12 @@ class Look:
     averages with the mirrored face; `align` turns faces so that their eyes are level."""
 
     def __init__(
-        self, net: Net, detector: Detector, tracker: Tracker | None = None, flip: bool = False, align: bool = True
+        self,
+        net: Net,
+        detector: Detector,
+        tracker: Tracker | None = None,
+        flip: bool = False,
+        align: bool = True,
     ) -> None:
         self.net, self.detector, self.tracker, self.flip, self.align = net, detector, tracker, flip, align
 
