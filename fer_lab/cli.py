@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
+import select
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -15,6 +15,7 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
@@ -30,7 +31,29 @@ class UsageError(Exception):
 
 
 def main(task: Callable[[DictConfig], Any], config_name: str) -> None:
-    """Runs `task` on the composed config. Exit code 0, 1 for a failed run, 2 for a usage error."""
+    """Runs `task` on the composed config. Exit code 0, 1 for a failed run, 2 for a usage error, 141 where the reader of a
+    pipe (`| head`) had read enough before the end."""
+    try:
+        obey(task, config_name)
+    except BrokenPipeError:
+        if is_read():  # it was another pipe
+            raise
+        sys.exit(141)
+    finally:
+        is_read()
+
+
+def is_read() -> bool:
+    """Whether anybody still reads what is printed; if not, the rest is printed to nobody, without a traceback."""
+    output = select.poll()
+    output.register(1, 0)  # errors alone, such as a pipe without a reader
+    if not any(event & select.POLLERR for _, event in output.poll(0)):
+        return True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return False
+
+
+def obey(task: Callable[[DictConfig], Any], config_name: str) -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         show_help(config_name)
         return
@@ -40,6 +63,7 @@ def main(task: Callable[[DictConfig], Any], config_name: str) -> None:
     def guarded(cfg: DictConfig) -> Any:
         """A single run; a sweep never comes here, its sweeper calls what it tunes."""
         try:
+            take_as_typed(cfg)
             refuse_wrong_kinds(cfg, config_name)
             return task(cfg)
         except Exception as error:  # raised again outside Hydra, which would print it in its own words
@@ -60,7 +84,6 @@ def main(task: Callable[[DictConfig], Any], config_name: str) -> None:
 
 def show_help(config_name: str) -> None:
     """Usage, groups with their choices, keys with their values. Hydra's own help takes twice as long to say it."""
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends quietly
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = hydra.compose(config_name, return_hydra_config=True)
     usage = cfg.hydra.help
@@ -95,11 +118,31 @@ def leave(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def refuse_wrong_kinds(cfg: DictConfig, config_name: str) -> None:
-    """A word where the config has a number, or a fraction where it has a whole number, is a usage error."""
+TEXTS = (
+    "run", "source", "out", "output", "record", "subject", "text", "sweep", "runs_dir", "cache_dir", "data.root",
+)  # fmt: skip
+"""Keys of names, none of which is a number or a truth value, whatever it looks like: 2024_01, 12e45678, on."""
+
+
+def typed() -> list[str]:
+    """The overrides of this command, in their order."""
     from hydra.core.hydra_config import HydraConfig
 
-    overrides = HydraConfig.get().overrides.task
+    return list(HydraConfig.get().overrides.task)
+
+
+def take_as_typed(cfg: DictConfig) -> None:
+    """Undoes what Hydra's grammar made of unquoted names that look like numbers; null stays null."""
+    for override in OverridesParser.create().parse_overrides(typed()):
+        key = str(override.key_or_group)
+        if key in TEXTS and not override.is_delete() and isinstance(override.value(), int | float):
+            OmegaConf.update(cfg, key, str(override.input_line).partition("=")[2].strip())
+
+
+def refuse_wrong_kinds(cfg: DictConfig, config_name: str) -> None:
+    """A word where the config has a number, a fraction where it has a whole number, or null where it has either in any
+    case, is a usage error."""
+    overrides = typed()
     groups = [text for text in overrides if folder_of(text.partition("=")[0].lstrip("+~")).is_dir()]
     if len(groups) == len(overrides):
         return
@@ -112,10 +155,15 @@ def refuse_wrong_kinds(cfg: DictConfig, config_name: str) -> None:
         if key == "split.fold" and now == "all":  # the one word that stands among numbers
             continue
         expected = next((words for kind, words in KINDS if isinstance(before, kind)), None)
-        if expected and now is not None and not fits(before, now):
-            faults.append(f"{key}={now}: expected {expected}, such as {before}")
+        if expected and not fits(before, now) and not (now is None and may_be_null(key, config_name)):
+            faults.append(f"{key}={'null' if now is None else now}: expected {expected}, such as {before}")
     if faults:
         raise UsageError("\n".join(faults))
+
+
+def may_be_null(key: str, config_name: str) -> bool:
+    """Where a group or a recipe put a number, but the config itself has none; and what is taken out (~key)."""
+    return not isinstance(OmegaConf.select(hydra.compose(config_name), key.lstrip("+")), int | float)
 
 
 KINDS = ((bool, "true or false"), (int, "a whole number"), (float, "a number"))
@@ -130,7 +178,6 @@ def fits(before: bool | int | float, now: Any) -> bool:
 def explain(arguments: list[str], config_name: str) -> str | None:
     """Every override that does not fit, each with its near matches; None where all of them fit."""
     from hydra._internal.utils import get_args
-    from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parser = OverridesParser.create()
     faults: list[str] = []

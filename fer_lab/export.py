@@ -120,8 +120,8 @@ def facts_of(folder: Path, config: DictConfig, task: Task) -> Facts:
     from fer_lab.framing import framing_of
     from fer_lab.tracking.record import RunRecord
 
-    cropped = config.data.get("crop", "none") != "none"
-    framing = None if cropped else framing_of(folder, config)
+    crop = str(config.data.get("crop", "none"))
+    framing = None if crop == "haar" else framing_of(folder, config)
     return Facts(
         run=folder.resolve().name,
         net=str(config.model.net._target_),
@@ -135,8 +135,8 @@ def facts_of(folder: Path, config: DictConfig, task: Task) -> Facts:
         checkpoint=hashlib.sha256((folder / "best.pt").read_bytes()).hexdigest(),
         versions={name: version(name) for name in ("fer_lab", "torch")},
         temperature=fitted.value if (fitted := read_temperature(folder)) else None,
-        face_crop=str(config.data.get("crop", "none")),
-        margin=float(config.data.margin) if cropped else framing.margin if framing else 0.0,
+        face_crop=crop,
+        margin=framing.margin if framing else 0.0 if crop == "none" else float(config.data.margin),
         framed=framing.found if framing else 0,
     )
 

@@ -1,7 +1,7 @@
 """How the faces that trained a net stand in their pictures, so that faces a detector finds can be cut out alike.
 
-A net that learned from whole pictures has no margin of its own, and one that always sees faces cut closer or wider than
-those it learned from errs more. So the detector looks at some of the pictures that trained it, once, and what it finds
+A net that learned from whole pictures has no margin of its own, that of the data set's own boxes (data.crop=box) is not
+one of a detector's squares, and a net that always sees faces cut closer or wider than those it learned from errs more. So the detector looks at some of the pictures that trained it, once, and what it finds
 is kept beside the weights. In pictures that are cut much closer than its squares it finds none: their margin stays
 unknown.
 
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from omegaconf.errors import OmegaConfBaseException
 
 from fer_lab.cli import UsageError
-from fer_lab.data.crop import NEIGHBOURS, SCALE_STEP, cascade
+from fer_lab.data.crop import NEIGHBOURS, SCALE_STEP, Crop, cascade
 from fer_lab.data.faces import DataError
 from fer_lab.data.images import BadImage, grey, square
 
@@ -70,7 +70,7 @@ class Framing(NamedTuple):
 
 
 def framing_of(folder: Path, config: DictConfig) -> Framing | None:
-    """Of a run that learned from whole pictures, kept in its folder from the first time on; None where its data are not
+    """Of a run that learned from whole pictures or the data set's boxes, kept in its folder from the first time on; None where its data are not
     on this machine, OpenCV is not, or too few faces were found."""
     known = read(folder / FILE)
     if known is None:
@@ -83,16 +83,18 @@ def framing_of(folder: Path, config: DictConfig) -> Framing | None:
 
 
 def training_pictures(folder: Path, config: DictConfig) -> Iterator[NDArray[np.uint8]]:
-    """Up to PICTURES of them, spread over all that trained the run, (H, W) grey and as large as they are on disk."""
+    """Up to PICTURES of them, spread over all that trained the run, (H, W) grey: what was cut out of them, as large as it is
+    on disk."""
     from fer_lab.build import instantiate
 
     names = json.loads((folder / "split.json").read_text())["train"]
     chosen = [names[place] for place in np.linspace(0, len(names) - 1, min(len(names), PICTURES)).astype(int)]
     source = instantiate(config.data.source)
+    crop = Crop(config.data.get("crop", "none"), config.data.get("margin", 0.0))
     items = {item.name: item for item in source.items()}
     for item in (items[name] for name in chosen if name in items):
         with suppress(BadImage):
-            yield grey(source.pixels(item))
+            yield grey(crop(source.pixels(item), item))
 
 
 def measured(pictures: Iterator[NDArray[np.uint8]]) -> Framing:

@@ -63,9 +63,10 @@ class Rebuilt(NamedTuple):
     task: Task
 
 
-def load(spec: str, runs_dir: Path, uri: str | None = None) -> Net:
+def load(spec: str, runs_dir: Path, uri: str | None = None, flip: bool = False) -> Net:
     """`spec` is a run (as find_run takes it, models:/NAME@ALIAS and models:/NAME/VERSION too), a .pt2 or .onnx file of
-    export, or a folder with one; `uri` the tracking store. Raises UsageError, TrackingError, FileError or DataError."""
+    export, or a folder with one; `uri` the tracking store. `flip` averages with the mirrored face, before the temperature,
+    as evaluate's views=flip does. Raises UsageError, TrackingError, FileError or DataError."""
     import torch
 
     name, facts, predict, _ = open_net(spec, runs_dir, uri)
@@ -75,7 +76,9 @@ def load(spec: str, runs_dir: Path, uri: str | None = None) -> Net:
         from fer_lab.evaluation.calibration import scaled
 
         with torch.inference_mode():
-            found = predict(torch.from_numpy(np.require(pixels, requirements=("C", "W")))).float().numpy()
+            given = torch.from_numpy(np.require(pixels, requirements=("C", "W")))
+            told = predict(given).float()
+            found = ((told + predict(given.flip(-1)).float()) / 2 if flip else told).numpy()
         if facts.temperature is not None and count:
             found = np.concatenate([scaled(found[:, :count], facts.temperature), found[:, count:]], axis=1)
         return np.asarray(found, np.float32)
@@ -87,7 +90,7 @@ def load(spec: str, runs_dir: Path, uri: str | None = None) -> Net:
         channels=facts.channels,
         affect=facts.affect,
         margin=facts.margin,
-        whole=facts.face_crop == "none" and not facts.framed,
+        guessed=facts.face_crop != "haar" and not facts.framed,
         tell=tell,
     )
 

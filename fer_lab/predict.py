@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from fer_lab.cli import UsageError, leave, main, near
+from fer_lab.cli import UsageError, leave, main, near, typed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +26,12 @@ DETECTORS = ("haar", "none", "yunet:FILE")
 CAMERA = "camera:"
 LIVE_SMOOTH = 0.6
 """Where somebody looks on, single frames should not flicker."""
+
+DRAWN = ("annotated", "timelines")
+"""Folders in the results that have pictures and videos themselves."""
+
+OF_FILES = ("source", "out", "format", "annotate", "every")
+"""What a page has no use for."""
 
 INSTALL = "pip install 'fer_lab[live]'"
 
@@ -116,16 +122,33 @@ def look_at_files(cfg: DictConfig) -> None:
     found = listed(str(cfg.source))
     if found.ignored:
         print(f"left out {found.ignored:,} of other kinds (not a picture, not a video)")
-    sources = [source for source in found if not inside(source.path, folder)]
-    if not sources:
+    sources = without_ours(cfg, found, folder)
+    if cfg.smooth is not None and not cfg.track and all(source.kind == "picture" for source in sources):
         raise UsageError(
-            f"source={cfg.source} holds nothing but results of before ({folder}); name pictures or videos"
+            f"smooth={cfg.smooth} needs followed faces, and these are pictures: leave it out, or add track=true where each "
+            "shows the same people a moment later"
         )
     set_threads(cfg)
     if cfg.record is None:
         tell_files(cfg, folder, sources)
     else:
         record_files(cfg, folder, sources)
+
+
+def without_ours(cfg: DictConfig, found: Sequence[Source], folder: Path) -> list[Source]:
+    """What was drawn or recorded into `folder` before is not looked at again."""
+    from fer_lab.data.faces import EXPRESSIONS
+
+    names = DRAWN if cfg.record is None else EXPRESSIONS
+    ours = [folder.resolve() / name for name in names]
+    sources = [source for source in found if not any(map(source.path.parent.resolve().is_relative_to, ours))]
+    if not sources:
+        raise UsageError(
+            f"source={cfg.source} holds nothing but results of before ({folder}); name pictures or videos"
+        )
+    if len(sources) < len(found):
+        print(f"left out {len(found) - len(sources):,} of the results of before ({folder})")
+    return sources
 
 
 def tell_files(cfg: DictConfig, folder: Path, sources: Sequence[Source]) -> None:
@@ -175,8 +198,10 @@ def watch_camera(cfg: DictConfig) -> None:
     eyes = look(cfg, net, moving=True, smooth=LIVE_SMOOTH)
     if cfg.record is not None:
         recorder = Recorder(folder, str(cfg.record), str(cfg.subject))
-        watch(str(cfg.source), eyes, not cfg.headless, record=recorder, every=cfg.every)
-        print(recorder.words())
+        try:
+            watch(str(cfg.source), eyes, not cfg.headless, record=recorder, every=cfg.every)
+        finally:  # cameras are lost, too
+            print(recorder.words())
         return
     wanted = Wanted(cfg.format, cfg.annotate, eyes.tracker is not None)
     with writing(folder), Results(folder, net, wanted) as results:
@@ -192,8 +217,7 @@ def show_page(cfg: DictConfig) -> None:
     from fer_lab.live.page import serve
     from fer_lab.nets import explainer
 
-    if cfg.threads:
-        set_threads(cfg)
+    set_threads(cfg)
     net = loaded(cfg)
     explain = explainer(str(cfg.run), Path(cfg.runs_dir), cfg.tracking.uri)
     notes = [words] if (words := framing_note(net, cfg)) else []
@@ -210,19 +234,21 @@ def show_page(cfg: DictConfig) -> None:
 def loaded(cfg: DictConfig) -> Net:
     from fer_lab.nets import load
 
-    net = load(str(cfg.run), Path(cfg.runs_dir), cfg.tracking.uri)
+    net = load(str(cfg.run), Path(cfg.runs_dir), cfg.tracking.uri, flip=cfg.tta == "flip")
     if words := framing_note(net, cfg):
         print(words, file=sys.stderr)
     return net
 
 
 def framing_note(net: Net, cfg: DictConfig) -> str:
-    if not net.whole or cfg.detector == "none":
+    if cfg.detector == "none" or (cfg.detector == "haar" and not net.guessed):
         return ""
-    return (
-        f"{net.name} learned from whole pictures, and how much of them is around the faces is not known here: faces are cut "
-        "at the detector's square, and what is told of them may be worse than the net's figures"
+    reason = (
+        f"{net.name} did not learn from a detector's squares, and by how much its pictures were wider is not known here"
+        if net.guessed
+        else f"the margin of {net.name} belongs to haar's squares, and yunet's boxes are others"
     )
+    return f"{reason}: what is told of faces may be worse than the net's figures"
 
 
 def look(cfg: DictConfig, net: Net, moving: bool = False, smooth: float = 0.0, sure: bool = True) -> Look:
@@ -235,9 +261,7 @@ def look(cfg: DictConfig, net: Net, moving: bool = False, smooth: float = 0.0, s
     finder = make(str(cfg.detector), video=moving and sure, eyes=cfg.align)
     follow = moving if cfg.track is None else cfg.track
     tracker = Tracker(smooth if cfg.smooth is None else cfg.smooth) if follow else None
-    return Look(
-        net, Following(finder, cfg.search) if moving else finder, tracker, cfg.tta == "flip", cfg.align
-    )
+    return Look(net, Following(finder, cfg.search) if moving else finder, tracker, cfg.align)
 
 
 def set_threads(cfg: DictConfig) -> None:
@@ -262,10 +286,6 @@ def output(cfg: DictConfig) -> Path:
     return Path("predictions") / ("-".join(words)[:80] or "source")
 
 
-def inside(path: Path, folder: Path) -> bool:
-    return folder.exists() and path.parent.resolve().is_relative_to(folder.resolve())
-
-
 def conclude(cfg: DictConfig, outcome: Outcome, sources: Sequence[Source]) -> None:
     """Counts, rate, where the results are, what to type next."""
     counts = outcome.counts
@@ -276,13 +296,13 @@ def conclude(cfg: DictConfig, outcome: Outcome, sources: Sequence[Source]) -> No
         f"{listing([(counts.faces, 'face')]) or 'no face'} in {listing([(counts.frames, 'frame')])} of {kinds}"
         f"{f' ({rest})' if rest else ''}, {counts.frames / max(outcome.seconds, 1e-9):.0f} frames/s · {names(outcome.written)}"
     )
-    again = ["python", "-m", "fer_lab.predict", f"run={cfg.run}"]
-    more = ["page=true"] if cfg.annotate else [f"source={cfg.source}", "annotate=true"]
     if outcome.interrupted:
         leave("interrupted; the rows so far are complete", 130)
     if counts.faults == counts.frames:
         leave("nothing of it could be read; the column `error` says why", 1)
-    print(f"next: {shlex.join([*again, *more])}")
+    dropped, more = (OF_FILES, "page=true") if cfg.annotate else (("annotate",), "annotate=true")
+    kept = [word for word in typed() if word.partition("=")[0].lstrip("+") not in dropped]
+    print(f"next: {shlex.join(['python', '-m', 'fer_lab.predict', *kept, more])}")
 
 
 def listing(counts: Sequence[tuple[int, str]], ending: str = "s") -> str:

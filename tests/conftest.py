@@ -70,7 +70,7 @@ def command(tmp_path: Path, preloaded, empty_store):
     def run(entry: str, *arguments: str, store: bool = True, wait: bool = True, **environment: str):
         places = [
             f"runs_dir={tmp_path}/runs",
-            f"cache_dir={tmp_path}/cache",
+            *([] if entry == "predict" else [f"cache_dir={tmp_path}/cache"]),
             f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
         ]
         if store and not (tmp_path / "mlflow.db").exists():

@@ -146,6 +146,15 @@ def test_every_name_of_a_net_tells_what_the_run_told_of_its_cached_faces_calibra
         np.testing.assert_allclose(net.tell(one), expected[3:4], atol=1e-4, rtol=0)
 
 
+def test_mirrored_faces_are_averaged_before_the_temperature_as_evaluate_does(trained, copied):
+    """The run itself averaged views=flip; this one does not."""
+    folder = copied("unmirrored", views="none")
+    expected = scaled(trained.told, TEMPERATURE)
+    net = nets.load(str(folder), trained.home, trained.uri, flip=True)
+    np.testing.assert_allclose(net.tell(trained.pixels), expected, atol=1e-4, rtol=0)
+    assert np.abs(trained.load(folder).tell(trained.pixels) - expected).max() > 1e-3
+
+
 def test_a_swapped_file_tells_the_same_on_a_cpu(trained):
     net = trained.load(trained.run / f"export/{trained.run.name}.float16.pt2")
     np.testing.assert_allclose(net.tell(trained.pixels), scaled(trained.told, TEMPERATURE), atol=5e-3, rtol=0)
@@ -176,15 +185,21 @@ def test_the_framing_of_whole_pictures_goes_with_the_run_and_its_files(trained, 
     assert kept["looked"] == 70 and kept["found"] >= 40 and 0 < kept["margin"] < 0.3
     for spec in (trained.run, *trained.run.glob("export/*")):
         net = trained.load(spec)
-        assert (net.margin, net.whole) == (kept["margin"], False)
+        assert (net.margin, net.guessed) == (kept["margin"], False)
     unseen = copied("unseen")
     (unseen / FILE).unlink()  # and the pictures that trained it are gone
     net = trained.load(unseen)
-    assert (net.margin, net.whole) == (0.0, True) and not (unseen / FILE).exists()
+    assert (net.margin, net.guessed) == (0.0, True) and not (unseen / FILE).exists()
     (unseen / FILE).write_text(json.dumps(kept | {"found": 19}))
-    assert trained.load(unseen).whole
+    assert trained.load(unseen).guessed
+    boxed = copied("boxed", data__crop="box", data__margin=0.4)
+    net = trained.load(boxed)
+    assert (net.margin, net.guessed) == (kept["margin"], False)
+    (boxed / FILE).unlink()
+    net = trained.load(boxed)
+    assert (net.margin, net.guessed) == (0.4, True), "the data set's boxes are not the detector's"
     net = trained.load(copied("cropped", data__crop="haar", data__margin=0.4))
-    assert (net.margin, net.whole) == (0.4, False)
+    assert (net.margin, net.guessed) == (0.4, False)
 
 
 def test_a_net_trained_on_centre_crops_takes_whole_squares_and_maps_their_middle(trained, copied):

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fer_lab.data.crop import cascade, cut, largest_face
 from fer_lab.data.draw import draw
-from fer_lab.data.faces import EXPRESSIONS
+from fer_lab.data.faces import EXPRESSIONS, Item
 from fer_lab.data.synthetic import Synthetic
 from fer_lab.exporting.facts import Facts
 from fer_lab.framing import FILE, framing_of, measured
@@ -65,6 +65,38 @@ def test_a_run_is_looked_at_once(run):
     assert again == found._replace(margin=0.5)
     (folder / FILE).write_text(json.dumps(kept | {"found": 19}))
     assert framing_of(folder, config) is None
+
+
+class Boxed:
+    """Portraits with boxes that are a tenth wider on each side than the detector's squares."""
+
+    def __init__(self) -> None:
+        portraits = (
+            draw(5, person, person, EXPRESSIONS[person % 7], size=160).pixels for person in range(30)
+        )
+        self.wide = {str(place): np.pad(one, 80, mode="reflect") for place, one in enumerate(portraits)}
+
+    def items(self) -> list[Item]:
+        found = {name: largest_face(one[40:-40, 40:-40]) for name, one in self.wide.items()}
+        return [Item(name, 0, box=wider(box)) for name, box in found.items() if box is not None]
+
+    def pixels(self, item: Item) -> NDArray[np.uint8]:
+        return self.wide[item.name]
+
+
+def wider(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    left, top, side, _ = box
+    more = round(0.1 * side)
+    return left + 40 - more, top + 40 - more, side + 2 * more, side + 2 * more
+
+
+def test_of_the_boxes_of_a_data_set_what_was_cut_out_is_measured(tmp_path, monkeypatch):
+    source = Boxed()
+    monkeypatch.setattr("fer_lab.build.instantiate", lambda _: source)
+    (tmp_path / "split.json").write_text(json.dumps({"train": list(source.wide)}))
+    data = {"source": {}, "crop": "box", "margin": 0.1}
+    found = framing_of(tmp_path, OmegaConf.create({"data": data}))
+    assert found is not None and found.margin == pytest.approx(0.22, abs=0.04)
 
 
 def test_without_opencv_nobody_looks(run, monkeypatch):

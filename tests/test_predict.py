@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,9 +25,22 @@ from PIL import Image
 from pyarrow import parquet
 from skimage.data import astronaut
 
-from fer_lab.cli import CONF, UsageError
+from fer_lab import cli
+from fer_lab.cli import CONF, UsageError, refuse_wrong_kinds, take_as_typed
 from fer_lab.data.moving import write_video
-from fer_lab.predict import output, refuse_what_cannot_be
+from fer_lab.live.faces import Net
+from fer_lab.live.grab import CameraLost
+from fer_lab.live.listing import listed
+from fer_lab.predict import (
+    framing_note,
+    look_at_files,
+    output,
+    refuse_what_cannot_be,
+    show_page,
+    watch_camera,
+    without_ours,
+)
+from fer_lab.tracking.record import TrackingError
 
 ROOT = Path(__file__).resolve().parent.parent
 FRAMES = 48
@@ -56,7 +70,7 @@ class Home(NamedTuple):
 
     def places(self) -> list[str]:
         uri = f"tracking.uri=sqlite:///{self.folder}/mlflow.db"
-        return [f"runs_dir={self.folder}/runs", f"cache_dir={self.folder}/cache", uri]
+        return [f"runs_dir={self.folder}/runs", uri]
 
 
 def environment() -> dict[str, str]:
@@ -80,7 +94,8 @@ def home(tmp_path_factory, preloaded, empty_store) -> Home:
         "data.source.test=14",
         "data.batch_size=14",
     )
-    done = typed("train", "trainer=smoke", "trainer.accelerator=cpu", "threads=1", *counts)
+    places = (f"cache_dir={folder}/cache", "trainer.accelerator=cpu", "threads=1")
+    done = typed("train", "trainer=smoke", *places, *counts)
     assert done.returncode == 0, done.stdout + done.stderr
     draw_files(made)
     return made
@@ -104,6 +119,10 @@ def rows_in(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def next_command(*words: str) -> str:
+    return f"next: {shlex.join(['python', '-m', 'fer_lab.predict', *words])}"
+
+
 @pytest.fixture(scope="module")
 def told(home) -> Path:
     """The results of everything in the folder, annotated."""
@@ -114,7 +133,7 @@ def told(home) -> Path:
     assert left_out == "left out 1 of other kinds (not a picture, not a video)"
     assert f"in {FRAMES + 5} frames of 4 pictures, 2 videos (" in closing and "3 unreadable), " in closing
     assert f"frames/s · {out}/predictions.csv, {out}/tracks.csv" in closing
-    assert following == f"next: python -m fer_lab.predict run={home.run} page=true"
+    assert following == next_command(*home.places(), f"run={home.run}", "page=true")
     return out
 
 
@@ -161,7 +180,7 @@ def test_of_videos_there_are_tracks_a_timeline_and_an_annotated_copy(home, told)
     ]
     frames = Counter(row["face_id"] for row in rows)
     assert {row["face_id"]: int(row["frames"]) for row in rows_in(told / "tracks.csv")} == frames
-    made = sorted(str(path.relative_to(told)) for path in told.rglob("*") if path.is_file())
+    made = sorted(str(path.relative_to(told)) for path in told.rglob("[!.]*") if path.is_file())
     assert made == [
         *("annotated/astronaut.png.png", "annotated/day 1/clip.mp4.mp4", "annotated/suit.jpg.png"),
         *("predictions.csv", "timelines/day 1/clip.mp4.png", "tracks.csv"),
@@ -178,12 +197,11 @@ def test_jsonl_and_parquet_are_the_same_rows(home, told):
     expected = [row for row in rows_in(told / "predictions.csv") if row["source"].endswith("g")]
     for kind in ("jsonl", "parquet"):
         out = home.folder / kind
-        done = home.typed(
-            "predict", f"run={home.run}", f"source={home.files}/*g", f"out={out}", f"format={kind}"
-        )
+        words = (f"run={home.run}", f"source={home.files}/*g", f"out={out}", f"format={kind}")
+        done = home.typed("predict", *words)
         assert done.returncode == 0, done.stdout + done.stderr
         (path,) = out.glob("predictions.*")
-        assert done.stdout.splitlines()[-1].endswith("annotate=true")
+        assert done.stdout.splitlines()[-1] == next_command(*home.places(), *words, "annotate=true")
         found = (
             [json.loads(line) for line in path.read_text("utf-8").splitlines()]
             if kind == "jsonl"
@@ -277,21 +295,19 @@ def test_only_broken_files_are_rows_and_exit_code_1(home, tmp_path):
 
 
 def test_annotated_pictures_are_not_looked_at_again(home, tmp_path):
+    """Nor are originals taken for results, because the results go among them; and mirrored faces count with tta=flip."""
     shutil.copy(home.files / "astronaut.png", tmp_path)
-    for _ in range(2):
-        words = (
-            f"run={home.run}",
-            f"source={tmp_path}",
-            f"out={tmp_path}/out",
-            "annotate=true",
-            "detector=none",
-            "tta=flip",
-        )
-        done = home.typed("predict", *words)
+    shares = []
+    for tta in ("null", "flip"):
+        words = (f"source={tmp_path}", f"out={tmp_path}", "annotate=true", "detector=none", f"tta={tta}")
+        done = home.typed("predict", f"run={home.run}", *words)
         assert done.returncode == 0, done.stdout + done.stderr
-        (row,) = rows_in(tmp_path / "out/predictions.csv")
+        (row,) = rows_in(tmp_path / "predictions.csv")
         assert [row[name] for name in ("x", "y", "w", "h", "det_score")] == ["0", "0", "512", "512", ""]
-    done = home.typed("predict", f"run={home.run}", f"source={tmp_path}/out/annotated", f"out={tmp_path}/out")
+        shares.append([float(value) for name, value in row.items() if name.startswith("p_")])
+    assert f"left out 1 of the results of before ({tmp_path})" in done.stdout
+    assert 0 < max(abs(one - other) for one, other in zip(*shares, strict=True)) < 0.5
+    done = home.typed("predict", f"run={home.run}", f"source={tmp_path}/annotated", f"out={tmp_path}")
     assert done.returncode == 2 and "nothing but results of before" in done.stderr
 
 
@@ -422,6 +438,9 @@ def test_a_run_or_a_source_that_is_not_there_is_a_sentence(home):
     for words, part in (
         ((f"run={home.run}", f"source={home.files}/astronaut.pgn"), "astronaut.png"),
         (("run=nobody", f"source={home.files}"), "nobody"),
+        (("run=12e45678", f"source={home.files}"), "run=12e45678 is not in"),
+        (("run=a", "every=null", "source=2024_01"), "every=null: expected a whole number, such as 1"),
+        (("run=a", "source=2024_01"), "source=2024_01: there is no such file"),
     ):
         done = home.typed("predict", *words, f"out={home.folder}/none")
         assert done.returncode in (1, 2) and part in done.stderr and "Traceback" not in done.stderr
@@ -434,3 +453,152 @@ def test_a_camera_that_is_not_there_leaves_the_results_of_before(home, tmp_path)
     done = home.typed("predict", *words)
     assert done.returncode == 2 and "camera:97 is not there" in done.stderr
     assert (tmp_path / "predictions.csv").read_text() == "before"
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "expected"),
+    [
+        ("run=12e45678", "run", "12e45678"),
+        ("source=2024_01", "source", "2024_01"),
+        ("out= 1e5 ", "out", "1e5"),
+        ("out=.5", "out", ".5"),
+        ("subject=007", "subject", "007"),
+        ("record=true", "record", "true"),
+        ("source='1e5'", "source", "1e5"),
+        ("source='a, b=c.jpg'", "source", "a, b=c.jpg"),
+        ("runs_dir=2024_01", "runs_dir", "2024_01"),
+        ("out=null", "out", None),
+        ("every=1_0", "every", 10),
+    ],
+)
+def test_names_that_look_like_numbers_are_taken_as_typed(monkeypatch, word, key, expected):
+    monkeypatch.setattr(cli, "typed", lambda: [word])
+    cfg = composed(word)
+    take_as_typed(cfg)
+    assert cfg[key] == expected and type(cfg[key]) is type(expected)
+
+
+def test_null_is_for_what_may_be_null(monkeypatch):
+    def refused(config_name: str, *words: str) -> list[str]:
+        monkeypatch.setattr(cli, "typed", lambda: list(words))
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = hydra.compose(config_name, overrides=list(words))
+            try:
+                refuse_wrong_kinds(cfg, config_name)
+            except UsageError as error:
+                return str(error).splitlines()
+        return []
+
+    keys = ("every", "search", "port", "page", "annotate", "align", "headless")
+    found = refused("predict", *(f"{key}=null" for key in keys), "smooth=null", "track=null", "out=null")
+    assert [fault.partition("=")[0] for fault in found] == list(keys)
+    assert found[-1] == "headless=null: expected true or false, such as False"
+    words = ("recipe=fer2013_small", "patience=null", "ema=null", "threads=null", "~augment.rotation")
+    assert refused("train", *words, "seed=null") == ["seed=null: expected a whole number, such as 0"]
+    assert refused("train", "model=basic2", "model.net.hidden=null") == []
+
+
+PRINTING = """
+import sys
+from fer_lab.cli import main
+def task(cfg):
+    for _ in range(cfg.every):
+        print("a line of results")
+    if cfg.align is False:
+        raise BrokenPipeError("of another pipe")
+main(task, "predict")
+"""
+
+
+@pytest.mark.parametrize(
+    ("word", "unbuffered", "left", "code", "said"),
+    [
+        ("every=10000", "", True, 141, ""),
+        ("every=2", "1", True, 141, ""),
+        ("every=1", "", True, 0, ""),  # printed at its end
+        ("align=false", "", False, 1, "BrokenPipeError: of another pipe"),
+    ],
+)
+def test_a_reader_who_has_read_enough_ends_a_command_quietly(word, unbuffered, left, code, said):
+    line = [sys.executable, "-c", PRINTING, word]
+    settings = environment() | {"PYTHONUNBUFFERED": unbuffered}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(line, cwd=ROOT, env=settings, text=True, **pipes) as process:
+        assert process.stdout is not None and process.stderr is not None
+        if left:
+            process.stdout.close()
+        assert (process.stderr.read().strip().rpartition("\n")[2], process.wait()) == (said, code)
+
+
+def test_originals_among_the_results_are_looked_at(tmp_path, capsys):
+    for name in ("a.png", "annotated/a.png.png", "happiness/b.png", "orig/annotated/c.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    for words, left in (
+        (("run=a",), ["a.png", "happiness/b.png", "orig/annotated/c.png"]),
+        (("record=happy", "subject=anna"), ["a.png", "annotated/a.png.png", "orig/annotated/c.png"]),
+    ):
+        sources = without_ours(composed(*words), listed(str(tmp_path)), tmp_path)
+        assert [source.name for source in sources] == left
+        assert capsys.readouterr().out == f"left out 1 of the results of before ({tmp_path})\n"
+
+
+def test_every_key_is_read():
+    code = Path(cli.__file__).with_name("predict.py").read_text()
+    assert [key for key in composed() if f"cfg.{key}" not in code] == []
+
+
+def test_pictures_are_not_smoothed_unless_they_are_followed(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    words = ("run=a", f"source={tmp_path}", "smooth=0.5")
+    with pytest.raises(UsageError, match=r"smooth=0.5 needs followed faces, and these are pictures"):
+        look_at_files(composed(*words))
+    with pytest.raises(TrackingError, match="run=a is not in"):
+        look_at_files(composed(*words, "track=true", f"runs_dir={tmp_path}"))
+
+
+@pytest.mark.parametrize(
+    ("detector", "guessed", "part"),
+    [
+        ("haar", False, ""),
+        ("haar", True, "net did not learn from a detector's squares"),
+        ("none", True, ""),
+        ("yunet:a.onnx", False, "the margin of net belongs to haar's squares"),
+        ("yunet:a.onnx", True, "net did not learn from a detector's squares"),
+    ],
+)
+def test_margins_that_do_not_belong_to_the_detector_are_said(detector, guessed, part):
+    net = Net("net", (), 1, 1, False, 0.0, guessed, lambda squares: squares)
+    note = framing_note(net, composed(f"detector={detector}"))
+    assert part in note and bool(note) == bool(part)
+
+
+def test_a_camera_that_is_lost_has_recorded_what_it_saw(monkeypatch, tmp_path, capsys):
+    def lose(*_: object, **__: object) -> None:
+        raise CameraLost("gone")
+
+    monkeypatch.setattr("fer_lab.live.camera.watch", lose)
+    with pytest.raises(CameraLost):
+        watch_camera(
+            composed("source=camera:0", "record=happy", "subject=anna", f"out={tmp_path}", "threads=1")
+        )
+    assert "0 faces of anna added" in capsys.readouterr().out
+
+
+def test_the_page_leaves_a_core_to_those_who_find_faces(monkeypatch):
+    """Two threads of torch that wait for each other take ten times as long on a busy machine."""
+    import torch
+
+    threads = []
+    net = Net("net", (), 1, 1, False, 0.0, False, lambda squares: squares)
+    monkeypatch.setattr("fer_lab.nets.load", lambda *_, **__: net)
+    monkeypatch.setattr("fer_lab.nets.explainer", lambda *_: None)
+    monkeypatch.setattr("fer_lab.live.page.serve", lambda *_: threads.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    try:
+        for given, word in ((3, "null"), (3, "1")):
+            torch.set_num_threads(given)
+            show_page(composed("run=a", "page=true", f"threads={word}"))
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [2, 1]

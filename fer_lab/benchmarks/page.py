@@ -1,19 +1,20 @@
 """The page's live path: a camera's frame as JPEG to `POST /predict`, and what the net tells of its face back as JSON.
 
 The server is the command as typed, in a process of its own; the frames are those of the film in benchmarks/video.py, asked
-one after the other over one connection on loopback, as the page's own script does.
+one after the other over one connection on loopback, as by the page's script; what the browser takes to make and to draw
+them is not in it.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
-import socket
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -55,24 +56,18 @@ def camera(count: int) -> list[bytes]:
 
 @contextmanager
 def served(setting: Setting, run: str) -> Iterator[int]:
-    """The port of a page on loopback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [sys.executable, "-m", "fer_lab.predict", f"run={run}", "page=true", f"port={port}"]
-    server = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            if server.poll() is not None or time.monotonic() > deadline:
+    """The port of a page on loopback, which the page itself chose and tells."""
+    words = [sys.executable, "-m", "fer_lab.predict", f"run={run}", "page=true", "port=0"]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            told = (re.search(r"http://127\.0\.0\.1:(\d+)", line) for line in server.stdout)
+            address = next(filter(None, told), None)
+            if address is None:
                 raise BenchmarkError(f"{' '.join(words[1:])} did not start")
-            time.sleep(0.2)
-        yield port
-    finally:
-        server.terminate()
-        server.wait(20)
+            yield int(address[1])
+        finally:
+            server.terminate()
 
 
 def asked(port: int, session: str, pictures: list[bytes]) -> list[float]:

@@ -4,9 +4,10 @@ The film is 640 x 480, H.264, 30 frames a second, with one face: scikit-image's 
 shrinks over a still background with the noise of a camera. Ours is the command as typed (`fer_lab.predict`, detector=haar,
 its usual settings) without the imports. The loop reads with cv2.VideoCapture, looks at every whole frame with the same
 cascade (scaleFactor 1.1, minNeighbors 5), resizes each face with cv2.resize, asks the same net and writes a csv line a face
-and, where annotated, box and label by cv2.VideoWriter (mp4v). Both have all cores, OpenCV's threads and PyTorch's
-included. Before anything is timed, both must have found the face in the same places. The shares are of ours, each step
-alone on one core over the same frames.
+and, where annotated, box and label by cv2.VideoWriter (mp4v). Of `threads` the loop gives all to OpenCV and to PyTorch,
+ours one to OpenCV and the others to PyTorch; those that decode and encode are, in both, as many as their libraries like.
+Before anything is timed, both must have found the face in the same places. The shares are of ours, each step alone on one
+core over the same frames.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ Boxes = dict[int, list[tuple[int, int, int, int]]]
 def measure(setting: Setting, repeats: int, frames: int, threads: int) -> Iterator[Figure]:
     run = trained(setting)
     film = write_film(setting.place / "film.mp4", frames)
-    words = f"{frames} frames of {WIDTH} x {HEIGHT} with one face, {threads} cores"
+    words = f"{frames} frames of {WIDTH} x {HEIGHT} with one face, {threads} threads"
     for name, annotate in (("video to rows", False), ("video to rows and an annotated video", True)):
         ours, loop = peers(setting, run, film, annotate, threads)
         ours(), loop()  # imports, first calls
@@ -74,6 +75,7 @@ def peers(
     from fer_lab.predict import predict
 
     words = [f"run={run}", f"source={film}", f"out={setting.place}/ours", f"annotate={str(annotate).lower()}"]
+    words += [f"threads={max(1, threads - 1)}"]  # it finds faces on the last one
     cfg = hydra.compose("predict", overrides=words)
     net = open_net(run, setting.place, None)
 

@@ -37,8 +37,8 @@ class Facts:
 
     Preprocessing is inside, but for the square with the face, that a picture is cut to before it has this size:
     `face_crop` and its `margin` are data.crop and data.margin of the training (fer_lab.data.crop); of whole pictures
-    (none) the margin is what a detector's square lacks to them, measured on so many that were `framed` (fer_lab.framing)
-    and unknown where that is 0. `checkpoint` is the SHA-256 of the weights that the run kept, `commit` that of the code
+    (none) and the data set's own boxes (box) the margin is what a detector's square lacks to them, measured on so many
+    that were `framed` (fer_lab.framing) and unknown where that is 0. `checkpoint` is the SHA-256 of the weights that the run kept, `commit` that of the code
     which trained it, `versions` those of the packages that exported it. The probabilities are as the net was trained;
     where a report fitted a `temperature`, their logarithms divided by it, through a softmax again, are calibrated.
     """

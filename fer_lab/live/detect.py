@@ -171,7 +171,7 @@ class Following(Detector):
     """Looks at a whole frame every `search` frames, and between those only around the faces of the frame before.
 
     A face lost there, another size of the frames or another scene make it look at the whole at once, and where faces are
-    missing then, at the next one too. While there is no face at all, it looks after 1, 2, … frames, up to a third of `search`.
+    missing then, at the next one too. While there is no face at all, it looks at each: whoever is told of none may trust it.
     """
 
     def __init__(self, detector: Detector, search: int = 15) -> None:
@@ -204,12 +204,7 @@ class Following(Detector):
 
     def _whole(self, pixels: Pixels) -> list[Face]:
         before, self.faces = len(self.faces), self.detector(pixels)
-        if len(self.faces) < before:
-            self.gap = 1
-        elif self.faces:
-            self.gap = self.search
-        else:
-            self.gap = min(self.gap + 1, max(1, self.search // 3))
+        self.gap = self.search if self.faces and len(self.faces) >= before else 1
         self.since = 0
         return self.faces
 

@@ -60,7 +60,8 @@ class Net(NamedTuple):
     `tell` takes pixels (B, channels, size, size) uint8 and gives (B, O) float32: probabilities of `classes`, calibrated
     where a temperature is known, then, where `affect`, valence and arousal. It may be called from any thread, one at a
     time. A face is cut as in training: `margin` moves each edge of the detector's square outwards by so much of its side;
-    `whole` nets learned from whole pictures that nobody compared with a detector's squares, so that their margin is a guess.
+    `guessed` where the net learned from whole pictures or its data set's own boxes, and nobody compared those with a
+    detector's squares.
     """
 
     name: str
@@ -69,5 +70,5 @@ class Net(NamedTuple):
     channels: int
     affect: bool
     margin: float
-    whole: bool
+    guessed: bool
     tell: Callable[[NDArray[np.uint8]], NDArray[np.float32]]

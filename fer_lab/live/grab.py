@@ -28,6 +28,8 @@ LEAVE = 2.0
 """Seconds for which the end waits for a read that may be stuck in a network."""
 
 STILL_THERE = "is it plugged in and switched on, and does no other program use it?"
+STILL_SHOWN = "is it still there, and does another player show it?"
+PLAYER = "check it with another player"
 ADVICE = "camera:0 is this machine's first, camera:rtsp://… one on the network"
 
 
@@ -52,8 +54,11 @@ class Camera:
 
     def __init__(self, source: str, every: int = 1, each: bool = False) -> None:
         place = source.removeprefix(PREFIX)
-        self.name, self.every, self.each = PREFIX + without_password(place), every, each
+        # Of files and devices the last part: this machine's folders are not told in results.
+        remote, self.every, self.each = "://" in place, every, each
+        self.name = PREFIX + (without_password(place) if remote else Path(place).name)
         self.file = not place.isdigit() and Path(place).is_file()
+        self.advice = STILL_SHOWN if remote or self.file else STILL_THERE
         self.capture = opened(place)
         self.fresh, self.closing = Condition(), Event()
         self.slot: Grabbed | None = None
@@ -74,19 +79,21 @@ class Camera:
     def newest(self, patience: float) -> Grabbed | None:
         """The newest frame that nobody had yet; None where none came within `patience` seconds, or a file has ended (`over`).
 
-        Raises CameraLost where the camera is: it ended, or has been silent for too long.
+        Raises CameraLost where the camera is: it ended, or has been silent for too long; LiveError where a file gave nothing.
         """
         with self.fresh:
             self.fresh.wait_for(lambda: self.slot is not None or self.over, patience)
             grabbed, self.slot = self.slot, None
             self.fresh.notify_all()
+        if self.file and self.over and not self.grabbed:
+            raise LiveError(f"{self.name} gave no frame{self.fault}; {PLAYER}")
         if grabbed is not None or (self.file and not self.fault):
             return grabbed
         if self.over:
-            raise CameraLost(f"{self.name} is lost after {self.grabbed:,} frames{self.fault}; {STILL_THERE}")
+            raise CameraLost(f"{self.name} is lost after {self.grabbed:,} frames{self.fault}; {self.advice}")
         if monotonic() - self.last > PATIENCE:
             raise CameraLost(
-                f"{self.name} gave {self.grabbed:,} frames, and none for {PATIENCE:.0f} s; {STILL_THERE}"
+                f"{self.name} gave {self.grabbed:,} frames, and none for {PATIENCE:.0f} s; {self.advice}"
             )
         return None
 
@@ -147,7 +154,7 @@ def opened(place: str) -> cv2.VideoCapture:
     capture = _quiet_opencv().VideoCapture(place, *_patient())
     if not capture.isOpened():
         why = "does not answer" if scheme else "cannot be played"
-        raise LiveError(f"camera:{without_password(place)} {why}; check it with another player")
+        raise LiveError(f"camera:{without_password(place)} {why}; {PLAYER}")
     return capture
 
 

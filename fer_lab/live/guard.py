@@ -7,12 +7,14 @@ name that its own DNS turns to 127.0.0.1, even read the answers. Both are told a
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 from ipaddress import ip_address
-from socket import gethostname
 from typing import Any
 from urllib.parse import urlsplit
 
 import h11
+import uvicorn
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -43,13 +45,21 @@ class Guard:
         if scope["type"] != "http":
             return await self.inside(scope, receive, send)
 
+        begun = False
+
         async def send_guarded(message: Message) -> None:
+            nonlocal begun
+            begun = True
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
         refusal = self.refusal(Headers(scope=scope))
-        return await (refusal or self.inside)(scope, receive, send_guarded)
+        try:
+            await (refusal or self.inside)(scope, receive, send_guarded)
+        except asyncio.CancelledError:  # who waits when the server stops is told so
+            if not begun:
+                await JSONResponse({"error": "this server is stopping"}, 503)(scope, receive, send_guarded)
 
     def refusal(self, headers: Headers) -> JSONResponse | None:
         host, origin = headers.get("host", ""), headers.get("origin")
@@ -63,6 +73,8 @@ class Guard:
 
 def hostname(netloc: str) -> str:
     """Without the port; empty where it is no host."""
+    if set(netloc) & set("@/?#\\"):
+        return ""  # urlsplit would take what stands before or after
     try:
         return urlsplit(f"//{netloc}").hostname or ""
     except ValueError:
@@ -90,7 +102,7 @@ def may_be_called(name: str, host: str) -> bool:
         return True
     if is_loopback(host):
         return False
-    machine = gethostname().lower()
+    machine = socket.gethostname().lower()
     try:
         return bool(ip_address(name))
     except ValueError:
@@ -116,3 +128,44 @@ class Prompt(H11Protocol):
             self.transport.abort()
         else:
             self.loop.call_later(self.SECONDS, self.look_again, (self.cycle,))
+
+    def send_400_response(self, msg: str) -> None:
+        """For what is no HTTP, whatever the application would say of the part that it knows."""
+        if self.cycle:
+            self.cycle.disconnected = True
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps({"error": "this is no HTTP request that can be read"}).encode()
+            headers = {
+                **HEADERS,
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body)),
+                "Connection": "close",
+            }
+            head = h11.Response(status_code=400, headers=[*headers.items()])
+            for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, as quiet as possible; whoever still waits when it stops is told so at once."""
+
+    def __init__(self, inside: ASGIApp, protocol: type[Prompt] = Prompt) -> None:
+        super().__init__(
+            uvicorn.Config(
+                inside,
+                http=protocol,
+                ws="none",
+                log_config=None,  # what fails reaches the terminal, who asks for what does not
+                log_level="error",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=2,
+            )
+        )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for task in self.server_state.tasks:
+            task.cancel()
+        await super().shutdown(sockets)

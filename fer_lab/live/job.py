@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from filelock import FileLock, Timeout
 
 from fer_lab.live.faces import LiveError, Net, Seen
-from fer_lab.live.movie import Movie, file_name, save_picture
-from fer_lab.live.rows import FORMATS, Rows, printable, rows_of
+from fer_lab.live.gallery import Gallery, clear_drawn
+from fer_lab.live.rows import FORMATS, Rows, in_one_line, rows_of
 from fer_lab.live.source import Source, count
 from fer_lab.live.source import rate as rate_of
 from fer_lab.live.summary import Counts, Tracks
-from fer_lab.live.timeline import Timeline, figure
 
 if TYPE_CHECKING:
     from threading import Event
@@ -28,6 +30,11 @@ QUIET_SECONDS = 10.0
 COUNTED = 50
 """Videos that are opened to estimate what there is to do; of more, nothing is estimated."""
 
+LOCK = ".lock"
+OURS = (*(f"predictions.{suffix}" for suffix in FORMATS), "predictions.parquet.part", "tracks.csv")
+
+File = TypeVar("File", Rows, Tracks)
+
 
 class Wanted(NamedTuple):
     """`follow`: faces have numbers that stay, so that a summary of each can be made."""
@@ -39,28 +46,28 @@ class Wanted(NamedTuple):
 
 
 class Results:
-    """What is known is written at once. With the first of it predictions.* and tracks.csv of before are gone, and whatever
-    is drawn replaces its like; nothing else in the folder is touched. Frames of a source come in a row. Used in a `with`."""
+    """What is known is written at once. With the first of it all that a job of before has written there is gone, and
+    nothing else in the folder is touched. Frames of a source come in a row. Used in a `with`."""
 
     def __init__(self, folder: Path, net: Net, wanted: Wanted, videos: Iterable[Source] = ()) -> None:
         self.folder, self.net, self.wanted = folder, net, wanted
-        self.videos = {source.name: source for source in videos}
         self.counts, self.source = Counts(), ""
-        self.written: list[Path] = []
-        self.movie: Movie | None = None
-        self.timeline: Timeline | None = None
+        self.gallery = Gallery(folder, net, wanted.annotate, rates(videos, wanted.every))
         self.rows: Rows | None = None
         self.tracks: Tracks | None = None
+        self.files: list[Path] = []
+        self.ending = ExitStack()
 
     def __enter__(self) -> Results:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._end_video()
-        if self.rows is not None:
-            self.written.insert(0, self.rows.close())
-        if self.tracks is not None:
-            self.written.insert(1, self.tracks.close())
+    def __exit__(self, *_: object) -> None:
+        """Tracks and rows first: whatever drawing comes to, they are whole."""
+        self.ending.close()
+
+    @property
+    def written(self) -> list[Path]:
+        return [*self.files, *self.gallery.written]
 
     def write(self, some: Sequence[Seen]) -> None:
         self.rows = self.rows or self._begun()
@@ -68,65 +75,59 @@ class Results:
         for seen in some:
             self.counts.add(seen)
             if seen.frame.source != self.source:
-                self._end_video()
+                self._end_source()
                 self.source = seen.frame.source
-            if seen.frame.time_s is not None:
-                self._add_frame(seen)
-            elif self.wanted.annotate and seen.frame.pixels is not None:
-                path = self.folder / "annotated" / file_name(seen.frame.source, ".png")
-                save_picture(seen, self.net, path)
-                self._note(path.parent)
+            if self.wanted.follow and seen.frame.time_s is not None:
+                self.tracks = self.tracks or self._kept(Tracks(self.folder, self.net))
+                self.tracks.add(seen)
+            self.gallery.add(seen)
 
     def one(self, seen: Seen) -> None:
         self.write([seen])
 
     def _begun(self) -> Rows:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (*(f"predictions.{suffix}" for suffix in FORMATS), "tracks.csv"):
-            (self.folder / name).unlink(missing_ok=True)
-        return FORMATS[self.wanted.format](self.folder, self.net)
+        try:
+            self.ending.enter_context(FileLock(self.folder / LOCK, timeout=0, thread_local=False))
+        except Timeout:
+            raise LiveError(
+                f"another job writes to {self.folder} at this moment; name another folder: out=DIR"
+            ) from None
+        clear(self.folder)
+        self.ending.callback(self.gallery.end)
+        return self._kept(FORMATS[self.wanted.format](self.folder, self.net))
 
-    def _add_frame(self, seen: Seen) -> None:
-        """Of a video or a camera."""
-        if self.timeline is None:
-            self.timeline = Timeline(self.net)
-        self.timeline.add(seen)
-        if self.wanted.follow:
-            self.tracks = self.tracks or Tracks(self.folder, self.net)
-            self.tracks.add(seen)
-        if self.wanted.annotate and seen.frame.pixels is not None:
-            self.movie = self.movie or self._new_movie()
-            self.movie.write(seen)
+    def _kept(self, file: File) -> File:
+        """To be closed in the end."""
+        self.ending.callback(lambda: self.files.insert(0, file.close()))
+        return file
 
-    def _new_movie(self) -> Movie:
-        source = self.videos.get(self.source)
-        rate = source and rate_of(source)
-        path = self.folder / "annotated" / file_name(self.source, ".mp4")
-        return Movie(path, self.net, rate / self.wanted.every if rate else None)
-
-    def _end_video(self) -> None:
-        if self.movie is not None:
-            self.movie.close()
-            self._note(self.movie.path)
+    def _end_source(self) -> None:
         if self.tracks is not None:
             self.tracks.end()
-        if self.timeline is not None:
-            self._draw(self.timeline)
-        self.movie = self.timeline = None
+        self.gallery.end()
 
-    def _draw(self, timeline: Timeline) -> None:
-        drawn = figure(timeline, self.source)
-        if drawn is not None:
-            path = self.folder / "timelines" / file_name(self.source, ".png")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(path.name + ".part")
-            drawn.savefig(part, format="png", dpi=120, facecolor="white")
-            self._note(part.replace(path))
 
-    def _note(self, path: Path) -> None:
-        """A few names are enough to say where things are."""
-        if path not in self.written and len(self.written) < 8:
-            self.written.append(path)
+def clear(folder: Path) -> None:
+    """Removes the results of before, and says so."""
+    names = [name for name in OURS if (folder / name).exists()]
+    for name in names:
+        (folder / name).unlink()
+    if drawings := clear_drawn(folder):
+        names.append(f"{drawings:,} drawn file{'s' * (drawings > 1)}")
+    if names:
+        print(f"replaced the results of before in {folder}: {', '.join(names)}", file=sys.stderr)
+
+
+def rates(videos: Iterable[Source], every: int) -> Callable[[str], float | None]:
+    """Frames a second that are looked at, by the name of a source."""
+    known = {source.name: source for source in videos}
+
+    def rate(name: str) -> float | None:
+        whole = rate_of(known[name]) if name in known else None
+        return whole / every if whole else None
+
+    return rate
 
 
 class Outcome(NamedTuple):
@@ -177,7 +178,7 @@ def progress(sources: Sequence[Source], every: int) -> Iterator[Callable[[str, i
     if console.is_terminal:
         with bar(console) as shown:
             task = shown.add_task("", total=expected(sources, every))
-            yield lambda name, frames: shown.update(task, description=printable(name)[-30:], advance=frames)
+            yield lambda name, frames: shown.update(task, description=in_one_line(name)[-30:], advance=frames)
     else:
         yield Lines()
 
@@ -215,7 +216,7 @@ class Lines:
         now = time.monotonic()
         if now >= self.due:
             rate = self.frames / (now - self.start)
-            print(f"{printable(name)}: {self.frames:,} frames so far, {rate:.0f} frames/s", flush=True)
+            print(f"{in_one_line(name)}: {self.frames:,} frames so far, {rate:.0f} frames/s", flush=True)
             self.due = now + QUIET_SECONDS
 
 

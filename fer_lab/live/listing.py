@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -19,7 +20,7 @@ Kind = Literal["picture", "video"]
 # fmt: off
 VIDEO_SUFFIXES = (
     ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv",
-    ".mjpeg", ".mjpg", ".y4m",
+    ".mjpeg", ".mjpg", ".y4m", ".ivf", ".nut", ".mxf", ".rm",
 )
 # fmt: on
 PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"II*\0", b"MM\0*", b"BM", b"P5", b"P6", b"\0\0\0\x0cjP  ")
@@ -70,7 +71,7 @@ def _found(spec: str, path: Path) -> Sources:
         return Sources([Source(shown(path.name), path, kind(path) or "picture")])
     if glob.has_magic(spec):
         paths = glob.iglob(str(path), recursive=True)  # noqa: PTH207  (pathlib's takes hidden files)
-        return _chosen(_fixed_part(path), map(Path, paths), by_suffix=False)
+        return _chosen(_fixed_part(path), _once(map(Path, paths)), by_suffix=False)
     raise LiveError(f"source={shown(spec)}: there is no such file or folder{_near(path)}")
 
 
@@ -93,8 +94,8 @@ def kind(path: Path) -> Kind | None:
 
 
 def shown(name: str) -> str:
-    """A file's name as text: bytes that are no UTF-8 as \\xNN."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A file's name as text, another one for each: bytes that are no UTF-8 as \\xNN, a backslash as two."""
+    return os.fsencode(name).replace(b"\\", rb"\\").decode("utf-8", "backslashreplace")
 
 
 def _by_content(path: Path, head: bytes) -> Kind | None:
@@ -137,6 +138,13 @@ def _chosen(root: Path, paths: Iterable[Path], by_suffix: bool = True) -> Source
     sources = Sources(sorted(found))
     sources.ignored = ignored
     return sources
+
+
+def _once(paths: Iterable[Path]) -> Iterable[Path]:
+    """Each file by its shortest path: `**` comes by a file twice where it stands twice, or where a link leads back."""
+    real = cache(os.path.realpath)
+    shortest_last = sorted(paths, key=lambda path: (-len(path.parts), path))
+    return {(real(path.parent), path.name): path for path in shortest_last}.values()
 
 
 def _below(root: Path) -> Iterable[Path]:

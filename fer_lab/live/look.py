@@ -14,18 +14,13 @@ from fer_lab.live.track import Tracker
 
 
 class Look:
-    """`detector` finds faces; a `tracker` numbers them across frames (and smooths what is told, if it was made to); `flip`
-    averages with the mirrored face; `align` turns faces so that their eyes are level."""
+    """`detector` finds faces; a `tracker` numbers them across frames (and smooths what is told, if it was made to); `align`
+    turns faces so that their eyes are level."""
 
     def __init__(
-        self,
-        net: Net,
-        detector: Detector,
-        tracker: Tracker | None = None,
-        flip: bool = False,
-        align: bool = True,
+        self, net: Net, detector: Detector, tracker: Tracker | None = None, align: bool = True
     ) -> None:
-        self.net, self.detector, self.tracker, self.flip, self.align = net, detector, tracker, flip, align
+        self.net, self.detector, self.tracker, self.align = net, detector, tracker, align
 
     def __call__(self, pixels: Pixels) -> list[Told]:
         faces = self.detector(pixels)
@@ -42,11 +37,7 @@ class Look:
         """(B, O)."""
         if not len(squares):
             return np.empty((0, len(self.net.classes) + 2 * self.net.affect), np.float32)
-        told = self.net.tell(squares)
-        if not self.flip:
-            return told
-        mirrored = self.net.tell(np.ascontiguousarray(squares[..., ::-1]))
-        return np.asarray((told + mirrored) / 2, np.float32)
+        return self.net.tell(squares)
 
     def told(self, faces: Sequence[Face], answers: NDArray[np.float32]) -> list[Told]:
         """The frame's faces with what was told of them; frames come in their order."""

@@ -30,12 +30,15 @@ BT601, STUDIO = 6, 1
 SMALL = 384
 """Pictures whose longer side is smaller are enlarged, so that words have room."""
 
-LONGEST = 100
-"""Characters of a file's name."""
+WIDEST = 4096
+"""Pixels of a video's longer side: what chips that play H.264 take; larger frames are shrunk."""
+
+LONGEST = 120
+"""Bytes of a file's name, before its checksum and its ending: 143 is the least that a file system takes."""
 
 
 class Movie:
-    """An mp4 of the annotated frames, with their own times; of the first frame's size. Sound is not kept.
+    """An mp4 of the annotated frames, with their own times; of the first frame's size up to WIDEST. Sound is not kept.
 
     Written in fragments, which any player shows up to a kill; `close` makes an ordinary mp4 of them.
     """
@@ -43,7 +46,6 @@ class Movie:
     def __init__(self, path: Path, net: Net, rate: float | None = None) -> None:
         import av
 
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.net = path, net
         self.container = av.open(str(path), "w", format="mp4", options=FRAGMENTS)
         name = next(name for name in ENCODERS if name in av.codecs_available)
@@ -63,9 +65,8 @@ class Movie:
         if seen.frame.pixels is None:
             return
         drawn = annotate(seen.frame.pixels, seen.faces, self.net.classes)
-        height, width = drawn.shape[:2]
-        if self.last < 0:  # yuv420p has a colour for every second pixel
-            self.video.width, self.video.height = max(2, width - width % 2), max(2, height - height % 2)
+        if self.last < 0:
+            self.video.height, self.video.width = movie_sides(*drawn.shape[:2])
         size = self.video.width, self.video.height
         if drawn.shape[:2] != size[::-1]:
             drawn = np.asarray(cv2.resize(drawn, size, interpolation=cv2.INTER_AREA), np.uint8)
@@ -83,6 +84,12 @@ class Movie:
             self.path.unlink(missing_ok=True)
 
 
+def movie_sides(*sides: int) -> list[int]:
+    """Even ones, as yuv420p has a colour for every second pixel."""
+    share = min(1.0, WIDEST / max(sides))
+    return [max(2, int(side * share) // 2 * 2) for side in sides]
+
+
 def save_picture(seen: Seen, net: Net, path: Path) -> None:
     """A PNG; small pictures are enlarged."""
     assert seen.frame.pixels is not None
@@ -91,7 +98,6 @@ def save_picture(seen: Seen, net: Net, path: Path) -> None:
     if times > 1:
         pixels = np.repeat(np.repeat(pixels, times, 0), times, 1)
         faces = tuple(enlarged(told, times) for told in faces)
-    path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(annotate(with_room(pixels, faces, net.classes), faces, net.classes))
     image.save(path, "png", compress_level=1)  # a third of the time of the usual level, a tenth larger
 
@@ -104,13 +110,17 @@ def enlarged(told: Told, times: int) -> Told:
 def file_name(source: str, suffix: str) -> PurePosixPath:
     """Where what belongs to a source is written: its own name and `suffix`, below any folder and never outside it.
 
-    Names that had to be changed for that (steps upwards, signs that other systems refuse, length) end in a checksum of
-    the whole, so that no two sources share a file.
+    Names that had to be changed for that (steps upwards, signs that other systems refuse, length, folders named as what
+    is written) end in a checksum of the whole, so that no two sources share a file.
     """
-    parts = [part for part in source.split("/") if part]
-    kept = [
-        re.sub(r"[^\w .()+=@,-]", "_", part)[:LONGEST].strip(" ").lstrip(".-") or "_" for part in parts
-    ] or ["_"]
+    kept = [allowed(part) for part in source.split("/") if part] or ["_"]
+    kept[:-1] = [re.sub(r"\.(png|mp4)$", r"_\1", folder) for folder in kept[:-1]]
     if kept != source.split("/"):
         kept[-1] += f"-{crc32(source.encode('utf-8', 'surrogatepass')):08x}"
     return PurePosixPath(*kept[:-1], kept[-1] + suffix)
+
+
+def allowed(part: str) -> str:
+    """The part of a name, in signs and of a length that all systems take."""
+    known = re.sub(r"[^\w .()+=@,-]", "_", part).encode()[:LONGEST].decode(errors="ignore")
+    return known.strip(" ").lstrip(".-") or "_"

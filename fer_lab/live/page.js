@@ -3,6 +3,7 @@
 const FRAME_SIDE = 640; // pixels of a camera's frame that are sent: the finder looks at no more
 const PICTURE_SIDE = 1600; // of a picture that is too large a file to be sent as it is
 const [TRAIL, NUMBERS] = [12, 30]; // newest points of valence and arousal; frames that rate and latency are taken over
+const FINAL = [403, 413, 421]; // answers that the next frame would get too
 const REFUSALS = {
   NotAllowedError: "The browser was told not to give this page the camera: allow it in the address bar.",
   NotFoundError: "There is no camera here.",
@@ -20,8 +21,8 @@ let turn = 0; // raised when another picture or the camera takes the stage: what
 let shown = null; // the picture on the stage: {data, reply}; of the camera, the newest frame
 let wanted = null; // the face that the user pointed at
 let camera = null; // {stream, session, mirrored}
-let trail = [];
-let spoken = 0;
+let held = null; // the face that the keyboard is at, even while no face is found
+let [trail, spoken] = [[], 0];
 
 async function ask(path, data) {
   let response;
@@ -32,7 +33,7 @@ async function ask(path, data) {
   }
   if (response.ok) return response;
   const words = await response.json().then((told) => told.error, () => response.statusText);
-  const again = Number(response.headers.get("Retry-After")) || (response.status >= 500 ? 1 : 0);
+  const again = Number(response.headers.get("Retry-After")) || (FINAL.includes(response.status) ? 0 : 1);
   throw Object.assign(new Error(sentence(words)), { again, status: response.status });
 }
 
@@ -62,7 +63,6 @@ function problem(words = "") {
 }
 
 // ---- the stage
-
 function stage(width, height, filming) {
   const view = get("view");
   view.style.aspectRatio = `${width} / ${height}`;
@@ -90,6 +90,7 @@ async function lookAt(file) {
   get("told").classList.add("stale");
   let bitmap;
   try {
+    if (!facts.net) await begin();
     bitmap = await opened(file);
     if (turn !== mine) return;
     draw(get("picture"), bitmap);
@@ -135,8 +136,7 @@ async function opened(file) {
 }
 
 function draw(canvas, source, side = PICTURE_SIDE) {
-  const width = source.videoWidth || source.width;
-  const height = source.videoHeight || source.height;
+  const [width, height] = [source.videoWidth || source.width, source.videoHeight || source.height];
   const scale = Math.min(1, side / Math.max(width, height));
   canvas.width = Math.max(1, Math.round(width * scale));
   canvas.height = Math.max(1, Math.round(height * scale));
@@ -151,7 +151,6 @@ function encoded(source, side, quality) {
 }
 
 // ---- what is told
-
 function tell(reply) {
   const largest = [...reply.faces].sort((one, other) => area(other) - area(one))[0];
   const face = reply.faces.find((one) => one.face_id === wanted) ?? largest;
@@ -191,6 +190,7 @@ function title(face) {
 
 function boxes(reply, chosen) {
   const group = get("boxes");
+  if (document.activeElement !== group) held = document.activeElement.dataset.face;
   while (group.children.length > reply.faces.length) group.lastChild.remove();
   while (group.children.length < reply.faces.length) {
     const made = element("button", "", "face");
@@ -200,6 +200,7 @@ function boxes(reply, chosen) {
     group.append(made);
   }
   reply.faces.forEach((face, place) => placed(group.children[place], face, reply, face === chosen));
+  if (held) (group.querySelector(`[data-face="${held}"]`) ?? group).focus({ preventScroll: true });
 }
 
 function placed(box, face, reply, pressed) {
@@ -209,7 +210,7 @@ function placed(box, face, reply, pressed) {
   for (const [side, share] of Object.entries(sides)) box.style[side] = `${100 * share}%`;
   box.style.setProperty("--shown", facts.colours[face.label] ?? "#40beb2");
   box.classList.toggle("low", top < 0.1 * reply.height);
-  box.classList.toggle("late", start + width / 2 > 0.75 * reply.width);
+  box.classList.toggle("late", start + width / 2 > 0.5 * reply.width);
   box.dataset.face = face.face_id;
   box.ariaPressed = String(pressed);
   box.firstChild.textContent = title(face);
@@ -236,8 +237,7 @@ function affect(face) {
 
 function mark([x, y], place) {
   const made = document.createElementNS("http://www.w3.org/2000/svg", "circle");
-  for (const [name, value] of Object.entries({ cx: x, cy: y, r: 3, opacity: (place + 1) / (2 * TRAIL) }))
-    made.setAttribute(name, value);
+  for (const [name, value] of Object.entries({ cx: x, cy: y, r: 3, opacity: (place + 1) / (2 * TRAIL) })) made.setAttribute(name, value);
   return made;
 }
 
@@ -249,16 +249,17 @@ function speak(count, face) {
 }
 
 // ---- where the net looks
-
 async function showMap() {
-  const mine = turn;
+  const [mine, face] = [turn, wanted];
+  if (!camera) hideMap(); // it would be of another face; one of the frame before may stay until the next
   if (!get("mapped").checked || !shown?.reply.faces.length) return hideMap();
   const known = shown.reply.faces.some((face) => face.face_id === wanted);
   const words = [...(camera ? [`session=${camera.session}`] : []), ...(known ? [`face=${wanted}`] : [])];
   const response = await ask(`/explain?${words.join("&")}`, shown.data).catch((error) => (camera ? null : problem(error.message)));
-  if (!response || turn !== mine) return;
+  if (turn !== mine || wanted !== face) return;
+  if (!response) return hideMap();
   const bitmap = await createImageBitmap(await response.blob());
-  if (turn !== mine || !get("mapped").checked) return;
+  if (turn !== mine || wanted !== face || !get("mapped").checked) return;
   draw(get("map"), bitmap);
   get("map").hidden = get("method").hidden = false;
   get("method").textContent = `${sentence(response.headers.get("X-Method"))}: what is bright speaks for ${get("label").textContent}`;
@@ -269,7 +270,6 @@ function hideMap() {
 }
 
 // ---- the camera
-
 async function film(device) {
   if (!navigator.mediaDevices) return problem("Browsers give the camera only to pages of localhost or https.");
   stopFilming();
@@ -279,6 +279,7 @@ async function film(device) {
   const size = { width: { ideal: 640 }, height: { ideal: 480 } };
   const which = device ? { deviceId: { exact: device } } : { facingMode: "user" };
   try {
+    if (!facts.net) await begin();
     const stream = await navigator.mediaDevices.getUserMedia({ video: { ...size, ...which }, audio: false });
     const [track] = stream.getVideoTracks();
     if (turn !== mine) return track.stop();
@@ -313,7 +314,9 @@ async function filming(mine) {
     } catch (error) {
       if (turn !== mine) return;
       if (!error.again) throw error;
-      problem(error.message);
+      boxes({ faces: [] });
+      failed(error);
+      get("told").classList.add("stale");
       await pause(error.again);
     }
   }
@@ -337,8 +340,6 @@ async function frame(video, mine, times) {
 
 function pace(times, start) {
   const now = performance.now();
-  performance.measure("look", { start, end: now }); // for developer tools, and for our benchmark
-  if (performance.getEntriesByName("look").length > 2000) performance.clearMeasures("look");
   times.push([now, now - start]);
   if (times.length > NUMBERS) times.shift();
   const rate = times.length > 1 ? ((times.length - 1) * 1000) / (now - times[0][0]) : 0;
@@ -372,7 +373,6 @@ async function otherCamera() {
 }
 
 // ---- what the user does
-
 function take(files) {
   const file = [...files].find((one) => one.type.startsWith("image/") || /\.(tiff?|jp2)$/i.test(one.name)) ?? files[0];
   return file ? lookAt(file) : problem("That is no file: save the picture first, or copy and paste it.");

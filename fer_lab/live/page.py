@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -27,7 +28,7 @@ from starlette.types import ASGIApp
 from fer_lab.data.images import BadImage, decode
 from fer_lab.live.drawing import COLOURS
 from fer_lab.live.faces import LiveError, Net, Pixels, Told
-from fer_lab.live.guard import Guard, Prompt, is_loopback
+from fer_lab.live.guard import Guard, Server, is_loopback
 from fer_lab.live.look import Look
 from fer_lab.live.overlay import laid_over, png
 from fer_lab.live.source import coloured
@@ -80,6 +81,19 @@ class Page:
         told = [Route("/facts", self.facts), Route("/health", self.health)]
         asked = {"/predict": self.predict, "/explain": self.explained, "/picture": self.picture}
         return files + told + [Route(path, answer, methods=["POST"]) for path, answer in asked.items()]
+
+    @asynccontextmanager
+    async def life(self, _: Starlette) -> AsyncIterator[None]:
+        tidying = asyncio.create_task(self.tidy())
+        yield
+        tidying.cancel()
+        self.worker.close()
+
+    async def tidy(self) -> None:
+        """What was seen of visitors who are gone is forgotten, in the thread that views belong to."""
+        while True:
+            await asyncio.sleep(self.limits.idle / 4)
+            self.worker.thread.submit(self.sessions.forget)
 
     async def file(self, request: Request) -> Response:
         path = request.url.path
@@ -269,14 +283,10 @@ def application(
     limits: Limits = LIMITS,
 ) -> ASGIApp:
     page = Page(net, look, explain, notes, limits)
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        yield
-        page.worker.close()
-
     handlers: dict[Any, Any] = {HTTPException: refused, Exception: refused}
-    return Guard(Starlette(routes=page.routes(), exception_handlers=handlers, lifespan=lifespan), host)
+    inside = Starlette(routes=page.routes(), exception_handlers=handlers, lifespan=page.life)
+    inside.router.redirect_slashes = False
+    return Guard(inside, host)
 
 
 def serve(
@@ -288,32 +298,24 @@ def serve(
     notes: Sequence[str] = (),
 ) -> None:
     """Until Ctrl-C. Port 0 is any free one. Raises LiveError where the address cannot be listened on."""
-    import uvicorn
-
     listening = bound(host, port)
+    port = listening.getsockname()[1]
     look()(np.zeros((480, 640, 3), np.uint8))  # the first looks are the slowest
     net.tell(np.zeros((1, net.channels, net.size, net.size), np.uint8))
     if not is_loopback(host):
-        print(warning(host), file=sys.stderr)
+        print(warning(host, port), file=sys.stderr)
     shown = f"[{host}]" if ":" in host else host
-    print(f"{net.name} at http://{shown}:{listening.getsockname()[1]}  (Ctrl-C stops it)", flush=True)
-    config = uvicorn.Config(
-        application(net, look, explain, host, notes),
-        http=Prompt,
-        ws="none",
-        log_config=None,  # what fails reaches the terminal, who asks for what does not
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=2,
-    )
+    print(f"{net.name} at http://{shown}:{port}  (Ctrl-C stops it)", flush=True)
     with listening, suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listening])
+        Server(application(net, look, explain, host, notes)).run(sockets=[listening])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the last look may end; who cannot wait for it need not
 
 
 def bound(host: str, port: int) -> socket.socket:
     """Listening. Raises LiveError."""
-    if not 0 <= port < 65536:
+    if not isinstance(host, str) or not host:
+        raise LiveError(f"host={host}: expected an address of this machine, usually 127.0.0.1")
+    if not isinstance(port, int) or not 0 <= port < 65536:
         raise LiveError(f"port={port}; ports are 1 to 65535, and 0 takes any that is free")
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -330,11 +332,11 @@ def bound(host: str, port: int) -> socket.socket:
     return listening
 
 
-def warning(host: str) -> str:
+def warning(host: str, port: int) -> str:
     return (
         f"Listening on {host}: who reaches this machine can have pictures looked at, without a password, and whoever is on "
-        "the way sees them: it is plain http. Browsers give their camera only to localhost or https: "
-        "ssh -L 7860:localhost:7860 this machine's name brings the page to another one as its own."
+        "the way sees them: it is plain http. Browsers give their camera only to localhost or https: for that, leave out "
+        f"host= here, type ssh -L {port}:127.0.0.1:{port} {socket.gethostname()} there, and open http://localhost:{port}"
     )
 
 

@@ -3,8 +3,8 @@
     root/happiness/anna_clip_000120.png     the expression, the person, the source and its frame
     root/manifest.csv                       where each picture comes from, and its checksum
 
-Recordings into the same root add up; a face that the manifest knows is not filed again, not even under another
-expression, or after somebody threw its picture away.
+Recordings into the same root add up. A face that the manifest knows is not filed again, not even after somebody threw its
+picture away; under another expression or person it is filed once the picture that was wrong is gone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from io import BytesIO, StringIO
@@ -97,7 +98,8 @@ class Recorder:
 
     `label` may be any spelling of an expression; `subject` names the person, in letters, digits and hyphens. Left out are
     faces of fewer than `smallest` pixels, frames less than `gap` seconds after the last picture, and such in which nothing
-    moved. `added`, `known` (the manifest has them), `alike` and `small` count what came of the faces.
+    moved. `added`, `known` (the manifest has them), `alike` and `small` count what came of the faces; `elsewhere` those that
+    stand under another expression or person, by the files in which they do.
     Raises LiveError for a label, a subject or a root that cannot be used.
     """
 
@@ -113,8 +115,12 @@ class Recorder:
         self.label, self.subject = label_of(label), subject_of(subject)
         self.margin, self.smallest, self.gap = margin, smallest, gap
         self.added = self.known = self.alike = self.small = 0
+        self.elsewhere: Counter[str] = Counter()
         self.last: Shot | None = None
         self.manifest = Manifest(Path(root).expanduser())
+        for _, known in self.manifest.filed():
+            if known != self.subject and known.casefold() == self.subject.casefold():
+                raise LiveError(f"subject={self.subject} stands in {root} as {known}: type subject={known}")
 
     def __call__(self, seen: Seen, anyway: bool = False) -> Path | None:
         """The picture filed, if one was; `anyway`: whatever its size and likeness."""
@@ -148,8 +154,7 @@ class Recorder:
     def file(self, pixels: Pixels, frame: Frame, face: Face) -> Path | None:
         data = png(pixels)
         sha = hashlib.sha256(data).hexdigest()
-        if sha in self.manifest.known:
-            self.known += 1
+        if self.stands(sha):
             return None
         stem = f"{self.subject}_{word_of(frame.source)}_{frame.number:06d}"
         time_s = "" if frame.time_s is None else f"{frame.time_s:.3f}"
@@ -157,14 +162,29 @@ class Recorder:
         facts = (self.label, self.subject, frame.source, frame.number, time_s, *face.box, sha, now)
         try:
             path = self.manifest.write(self.label, stem, data, sha)
-            self.manifest.append((path.relative_to(self.manifest.root).as_posix(), *facts))
+            row = (path.relative_to(self.manifest.root).as_posix(), *facts)
+            self.manifest.append(row)
         except OSError as error:
             root, why = self.manifest.root, error.strerror or error
             raise LiveError(
                 f"cannot record into {root} ({why}); the {self.added:,} faces so far are kept"
             ) from error
+        self.manifest.known[sha] = dict(zip(COLUMNS, map(str, row), strict=True))
         self.added += 1
         return path
+
+    def stands(self, sha: str) -> bool:
+        """Whether the manifest has the face, so that it is not filed again."""
+        row = self.manifest.known.get(sha)
+        if row is None:
+            return False
+        if (row["label"], row["subject"]) == (self.label, self.subject):
+            self.known += 1
+            return True
+        if not (self.manifest.root / row["file"]).exists():
+            return False  # thrown away, as it was wrong
+        self.elsewhere[re.sub(r"_\d+(-\w+)?\.png$", "_*.png", row["file"])] += 1
+        return True
 
     def words(self) -> str:
         """What came of it, in one line, and what to type next."""
@@ -179,21 +199,27 @@ class Recorder:
             if count
         ]
         others = f" ({', '.join(left_out)})" if left_out else ""
-        return f"{self.added:,} faces of {self.subject} added to {root / self.label}{others}; next: {self.next()}"
+        added = f" to {root / self.label}" if self.added else ""
+        wrong = [
+            f"{count:,} stand as {root / files}: if that is wrong, delete these and record again"
+            for files, count in self.elsewhere.items()
+        ]
+        then = [f"next: {self.next()}"] if self.added else []
+        return "; ".join([f"{self.added:,} faces of {self.subject} added{added}{others}", *wrong, *then])
 
     def next(self) -> str:
         """The command that trains on the root; people stay on one side of a split as soon as there are two of them."""
-        rows = self.manifest.rows()
-        alone = len({row["subject"] for row in rows}) < 2
+        filed = self.manifest.filed()
+        alone = len({person for _, person in filed}) < 2
         words = [f"data.root={self.manifest.root}", f'data.source.subject="{SUBJECT}"', "split=holdout"]
         words += ["split.mix_subjects=true"] if alone else []
-        another = "" if len({row["label"] for row in rows}) > 1 else "record another expression, then "
+        another = "" if len({label for label, _ in filed}) > 1 else "record another expression, then "
         return another + shlex.join(["python", "-m", "fer_lab.train", "data=folder", *words])
 
 
 class Manifest:
     """manifest.csv below `root`: a line for each picture, written after the picture and in one piece, so that a kill
-    leaves no half of either; `known` are the checksums of all that it ever filed."""
+    leaves no half of either; `known` are the last lines of all that it ever filed, by their checksums."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.path = root, root / MANIFEST
@@ -207,7 +233,11 @@ class Manifest:
             raise LiveError(
                 f"cannot record into {root} ({error.strerror}); name another folder: out=DIR"
             ) from None
-        self.known = {row["sha256"] for row in self.rows()}
+        self.known = {row["sha256"]: row for row in self.rows()}
+
+    def filed(self) -> set[tuple[str, str]]:
+        """Expression and person of the pictures that are there, as data=folder sees them."""
+        return {(path.parent.name, path.name.partition("_")[0]) for path in self.root.glob("*/*_*.png")}
 
     def rows(self) -> list[dict[str, str]]:
         with self.path.open(encoding="utf-8", errors="replace", newline="") as file:
@@ -228,7 +258,6 @@ class Manifest:
             path = folder / f"{stem}-{sha[:8]}.png"  # of another source with the same word
         part = folder / f".{path.name}.part"  # data=folder does not see hidden files
         part.write_bytes(data)
-        self.known.add(sha)
         return part.replace(path)
 
     def append(self, values: Iterable[object]) -> None:
@@ -266,8 +295,9 @@ def subject_of(subject: str | None) -> str:
 
 
 def word_of(source: str) -> str:
-    """Letters, digits and hyphens of a source's last part, without its suffix: videos/Anna 1.mp4 gives Anna-1."""
-    stem = re.sub(r"\.\w{1,5}$", "", source.rstrip("/").rpartition("/")[2])
+    """Letters, digits and hyphens of a source's last part, without its suffix: videos/Anna 1.mp4 gives Anna-1, and so does
+    camera:Anna 1.mp4."""
+    stem = re.sub(r"^camera:(?=\D)|\.\w{1,5}$", "", source.rstrip("/").rpartition("/")[2])
     return "-".join(re.findall(r"[^\W_]+", stem))[:60].strip("-") or "source"
 
 

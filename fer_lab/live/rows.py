@@ -6,10 +6,10 @@ import csv
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from io import StringIO
+from io import FileIO, StringIO
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from fer_lab.live.faces import Net, Seen, Told
 
@@ -20,9 +20,6 @@ BEFORE = ("source", "frame", "time_s", "face_id", "x", "y", "w", "h", "det_score
 AFTER = ("valence", "arousal", "status", "error")
 DIGITS = 6
 """Of what a net or a clock tells."""
-
-BUFFER = 1 << 20
-"""Bytes: larger than what a batch of frames gives, so that whole lines reach the file in one piece."""
 
 BATCH = 10_000
 """Rows of a journal that become parquet at once."""
@@ -63,6 +60,28 @@ def printable(words: str) -> str:
     return words.encode("utf-8", "backslashreplace").decode()
 
 
+def in_one_line(words: str) -> str:
+    """For people to read: no signs that end a line or steer a terminal."""
+    return "".join(sign if sign.isprintable() else "?" for sign in words)
+
+
+def append(file: FileIO, text: str) -> None:
+    """Whole or not at all: what a full disk takes a part of is taken back before the OSError is raised."""
+    start, rest = file.tell(), memoryview(text.encode())
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        file.truncate(file.seek(start))
+        raise
+
+
+def csv_lines(rows: Iterable[Row]) -> str:
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
 class Rows(ABC):
     """predictions.* in `folder`: begun with the header, ended by `close`, which returns the file with all rows."""
 
@@ -70,24 +89,17 @@ class Rows(ABC):
 
     def __init__(self, folder: Path, net: Net) -> None:
         self.path, self.columns = folder / f"predictions.{self.suffix}", columns(net)
-        self.file: BinaryIO = self.path.open("wb", buffering=BUFFER)
-        self.count = 0
-        self.put(self.header())
+        self.file = FileIO(self.path, "w")
+        append(self.file, self.header())
 
     def write(self, rows: Iterable[Row]) -> None:
-        lines = list(rows)
-        self.count += len(lines)
-        self.put(self.lines(lines))
-
-    def put(self, text: str) -> None:
-        self.file.write(text.encode())
-        self.file.flush()
+        append(self.file, self.lines(rows))
 
     def header(self) -> str:
         return ""
 
     @abstractmethod
-    def lines(self, rows: Sequence[Row]) -> str:
+    def lines(self, rows: Iterable[Row]) -> str:
         """The rows as text."""
 
     def close(self) -> Path:
@@ -101,16 +113,14 @@ class Csv(Rows):
     def header(self) -> str:
         return self.lines([self.columns])
 
-    def lines(self, rows: Sequence[Row]) -> str:
-        text = StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        return text.getvalue()
+    def lines(self, rows: Iterable[Row]) -> str:
+        return csv_lines(rows)
 
 
 class Jsonl(Rows):
     suffix = "jsonl"
 
-    def lines(self, rows: Sequence[Row]) -> str:
+    def lines(self, rows: Iterable[Row]) -> str:
         return "".join(json.dumps(dict(zip(self.columns, row, strict=True))) + "\n" for row in rows)
 
 
@@ -139,7 +149,10 @@ def as_parquet(journal: Path, names: Sequence[str]) -> Path:
     )
     path = journal.with_suffix(".parquet")
     part = path.with_name(path.name + ".part")
-    with journal.open(encoding="utf-8") as lines, ParquetWriter(part, schema) as writer:
-        while rows := [json.loads(line) for line in islice(lines, BATCH)]:
-            writer.write_batch(arrow.RecordBatch.from_pylist(rows, schema))
-    return part.replace(path)
+    try:
+        with journal.open(encoding="utf-8") as lines, ParquetWriter(part, schema) as writer:
+            while rows := [json.loads(line) for line in islice(lines, BATCH)]:
+                writer.write_batch(arrow.RecordBatch.from_pylist(rows, schema))
+        return part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from fer_lab.live.faces import Frame, Pixels
 from fer_lab.live.listing import Source, Sources, listed
 from fer_lab.live.video import Info, video_frames, video_info
 
-__all__ = ["Info", "Source", "Sources", "count", "frames", "info", "listed", "rate", "size"]
+__all__ = ["Info", "Source", "Sources", "count", "frames", "info", "listed", "rate"]
 
 BYTE_LIMIT = 100_000_000
 """Larger picture files are not read: 50 megapixels, the decoder's limit, are fewer bytes in any usual format."""
@@ -47,11 +47,6 @@ def count(source: Source) -> int | None:
 def rate(source: Source) -> float | None:
     """Frames a second, on average."""
     return info(source).rate
-
-
-def size(source: Source) -> tuple[int, int] | None:
-    """Width and height of a video as it is shown."""
-    return info(source).size
 
 
 def picture(source: Source) -> Frame:

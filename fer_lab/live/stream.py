@@ -21,7 +21,7 @@ from fer_lab.live.source import Source, frames
 
 CHUNK_FRAMES = 16
 CHUNK_BYTES = 16_000_000
-"""Frames travel in chunks of at most so many; a chunk of one frame may be larger."""
+"""Frames travel in chunks of so many; one with a large frame is larger, and takes the places of several."""
 
 BATCH = 32
 """Faces that go through the net at once."""
@@ -63,7 +63,7 @@ def stream(
         read, find_faces, ask = (stack.enter_context(Stage(name)) for name in ("decode", "find", "tell"))
         decoded = iter_until_none(ahead(read, lambda _: next(reading, None), repeat(None)))
         found = ahead(find_faces, lambda chunk: find(chunk, looks[chunk.kind], keep), decoded)
-        yield from ahead(ask, lambda one: tell(one, looks[one.chunk.kind]), found)
+        yield from filter(None, ahead(ask, lambda one: tell(one, looks[one.chunk.kind]), found))
 
 
 class Stage(ThreadPoolExecutor):
@@ -97,7 +97,8 @@ def iter_until_none(items: Iterable[Made | None]) -> Iterator[Made]:
 
 
 def chunks(sources: Iterable[Source], every: int) -> Generator[Chunk, None, None]:
-    """Pictures share chunks; a video has its own."""
+    """Pictures share chunks; a video has its own. After a large chunk come empty ones for the places that it takes, so that
+    it has moved on before the next is read."""
     kind, begins, size, some = "", True, 0, list[Frame]()
     for source in sources:
         if some and (source.kind != kind or kind == "video"):
@@ -106,11 +107,14 @@ def chunks(sources: Iterable[Source], every: int) -> Generator[Chunk, None, None
         kind, begins = source.kind, True
         for frame in frames(source, every):
             weight = 0 if frame.pixels is None else frame.pixels.nbytes
-            if some and (len(some) == CHUNK_FRAMES or size + weight > CHUNK_BYTES):
-                yield Chunk(kind, begins, some)
-                begins, size, some = False, 0, []
             some.append(frame)
             size += weight
+            if len(some) == CHUNK_FRAMES or size + weight > CHUNK_BYTES:
+                yield Chunk(kind, begins, some)
+                begins, some = False, []
+                del frame  # its pixels are no longer needed here
+                yield from [Chunk(kind, False, [])] * (size // CHUNK_BYTES)
+                size = 0
     if some:
         yield Chunk(kind, begins, some)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fer_lab.live.drawing import COLOURS, TEAL
 from fer_lab.live.faces import Net, Seen
+from fer_lab.live.rows import in_one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +29,7 @@ VALENCE, AROUSAL = "#009E73", "#CC79A7"
 
 class Line(NamedTuple):
     """`edges` (N + 1,) in seconds; means over the frames of each bin: `faces` (N,) in a frame, `values` (N, K) what was
-    told of the faces, nan where there were none. Bins without frames have the faces of the bin before."""
+    told of the faces, nan where there were none. Bins without frames have the faces of the bin before, the first ones none."""
 
     edges: NDArray[np.float64]
     faces: NDArray[np.float64]
@@ -74,9 +75,10 @@ class Timeline:
         sums, told, frames, faces = (one[:used] for one in bins)
         with np.errstate(invalid="ignore", divide="ignore"):
             values: NDArray[np.float64] = sums / told[:, None]
-            means: NDArray[np.float64] = faces / frames
+            means: NDArray[np.float64] = faces / np.maximum(frames, 1)
         for place in np.flatnonzero(frames == 0):  # a still picture of a video with uneven times
-            values[place], means[place] = values[place - 1], means[place - 1]
+            if place:
+                values[place], means[place] = values[place - 1], means[place - 1]
         edges = np.arange(used + 1, dtype=np.float64) * width
         return Line(edges, means, values, sums.sum(0) / max(told.sum(), 1))
 
@@ -89,12 +91,19 @@ def doubled(bins: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def figure(timeline: Timeline, name: str) -> Figure | None:
     """Stacked probabilities, valence and arousal, and the number of faces; None where no frame had a face."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib import rc_context
 
     if not timeline.told.any():
         return None
-    line, net = timeline.line(), timeline.net
+    with rc_context({"text.parse_math": False}):  # a $ in the name of a video or a class is a $
+        return drawn_figure(timeline, timeline.line(), name)
+
+
+def drawn_figure(timeline: Timeline, line: Line, name: str) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    net = timeline.net
     parts = [3.0] * bool(net.classes) + [1.6] * net.affect + [0.6]
     drawn = Figure(figsize=(10, 1.2 + sum(parts)), layout=ConstrainedLayoutEngine(h_pad=0.06, hspace=0.04))
     drawn.suptitle(title(timeline, line, name), x=0.01, ha="left", fontsize=12, color=INK)
@@ -112,7 +121,7 @@ def figure(timeline: Timeline, name: str) -> Figure | None:
 
 def title(timeline: Timeline, line: Line, name: str) -> str:
     """The result: what was told most."""
-    classes = timeline.net.classes
+    classes, name = timeline.net.classes, in_one_line(name)
     seen = timeline.told.sum() / timeline.frames.sum()
     where = "in each frame" if seen > 0.995 else f"in {seen:.0%} of the frames"
     if not classes:

@@ -17,37 +17,8 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 FORMATS = (
-    *(
-        "mov",
-        "mp4",
-        "m4a",
-        "3gp",
-        "3g2",
-        "mj2",
-        "matroska",
-        "webm",
-        "avi",
-        "mpegts",
-        "mpeg",
-        "mpegvideo",
-        "flv",
-    ),
-    *(
-        "asf",
-        "ogg",
-        "gif",
-        "apng",
-        "yuv4mpegpipe",
-        "mjpeg",
-        "h264",
-        "hevc",
-        "m4v",
-        "ivf",
-        "nut",
-        "dv",
-        "mxf",
-        "rm",
-    ),
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,asf,ogg,gif,apng,yuv4mpegpipe,mjpeg,"
+    "m4v,ivf,nut,mxf,rm"
 )
 """What is tried. Not playlists and their like: reading those opens other files, and asks other machines."""
 
@@ -62,11 +33,10 @@ SQUARE_PIXELS = (0.25, 4.0)
 
 
 class Info(NamedTuple):
-    """What a source says of itself, where it does: number of frames (an estimate), frames a second, (width, height)."""
+    """What a source says of itself, where it does: number of frames (an estimate), frames a second."""
 
     frames: int | None = None
     rate: float | None = None
-    size: tuple[int, int] | None = None
 
 
 class _Fault(Exception):
@@ -75,14 +45,14 @@ class _Fault(Exception):
 
 def video_frames(name: str, path: Path, every: int) -> Iterator[Frame]:
     """Every `every`th frame, and one with a fault for each that is broken, or for the file. Raises LiveError without PyAV."""
-    number = 0
+    number = -1
     try:
         with opened(path) as container:
             for number, (time, pixels, fault) in enumerate(_decoded(container, every)):
                 if fault or pixels is not None:
                     yield Frame(name, number, time, pixels, fault)
     except _Fault as error:
-        yield Frame(name, number + bool(number), None, None, str(error))
+        yield Frame(name, number + 1, None, None, str(error))
 
 
 def video_info(path: Path) -> Info:
@@ -92,9 +62,7 @@ def video_info(path: Path) -> Info:
             rate = float(stream.average_rate or stream.guessed_rate or 0) or None
             seconds = length(stream) or (container.duration or 0) / 1e6
             known = stream.frames or (round(seconds * rate) if rate and seconds else None)
-            first = next((frame for frame in _frames(container, stream) if frame is not None), None)
-            pixels = None if first is None else _Shown(stream)(first)
-            return Info(known, rate, None if pixels is None else (pixels.shape[1], pixels.shape[0]))
+            return Info(known, rate)
     except _Fault:
         return Info()
 
@@ -106,7 +74,7 @@ def opened(path: Path) -> InputContainer:
     except ImportError:
         raise LiveError("videos need PyAV: pip install 'fer_lab[live]'") from None
     options = {
-        "format_whitelist": ",".join(FORMATS),
+        "format_whitelist": FORMATS,
         "protocol_whitelist": "file",
         "max_pixels": str(PIXEL_LIMIT),
     }

@@ -40,7 +40,7 @@ class Worker:
         running.add_done_callback(self._ended)
         try:
             return await asyncio.wait_for(asyncio.shield(running), self.seconds)
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError):
             future.cancel()  # not `running`, which would be over at once, whatever the thread does
             raise
 
@@ -63,7 +63,7 @@ class View:
 
 
 class Sessions:
-    """The live views that asked last, `most` of them, each forgotten `seconds` after it asked."""
+    """The live views that asked last, `most` of them; `forget` drops those that last asked `seconds` ago."""
 
     def __init__(self, make: Callable[[], Look], most: int, seconds: float) -> None:
         self.make, self.most, self.seconds = make, most, seconds
@@ -76,6 +76,10 @@ class Sessions:
             view = View(self.make())
         view.asked = now
         self.views[session] = view
-        while len(self.views) > self.most or now - next(iter(self.views.values())).asked > self.seconds:
+        if len(self.views) > self.most:
             self.views.popitem(last=False)
         return view
+
+    def forget(self) -> None:
+        while self.views and monotonic() - next(iter(self.views.values())).asked > self.seconds:
+            self.views.popitem(last=False)

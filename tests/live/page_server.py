@@ -30,7 +30,7 @@ def brightness(squares: np.ndarray) -> np.ndarray:
     return np.c_[told / told.sum(1, keepdims=True), upper, -lower].astype(np.float32)
 
 
-NET = Net("drawn-1", CLASSES, size=48, channels=1, affect=True, margin=0.1, whole=False, tell=brightness)
+NET = Net("drawn-1", CLASSES, size=48, channels=1, affect=True, margin=0.1, guessed=False, tell=brightness)
 
 
 def upper_half(square: np.ndarray) -> tuple[np.ndarray, str]:
@@ -69,14 +69,11 @@ def serving(
     limits: Limits = LIMITS,
     protocol: type | None = None,
 ) -> Iterator[Address]:
-    import uvicorn
-
-    from fer_lab.live.guard import Prompt
+    from fer_lab.live.guard import Prompt, Server
 
     finder = make(detector)
     inside = application(net, lambda: Look(net, finder, Tracker(smooth)), explain, limits=limits)
-    config = uvicorn.Config(inside, http=protocol or Prompt, ws="none", log_config=None, access_log=False)
-    server = uvicorn.Server(config)
+    server = Server(inside, protocol or Prompt)
     with bound("127.0.0.1", 0) as listening:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

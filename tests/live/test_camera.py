@@ -100,7 +100,7 @@ def test_only_the_newest_frame_is_ever_seen(network):
         assert following is not None and following.frame.number == 8
         assert following.frame.time_s > newest.frame.time_s
         network.pictures.put(None)
-        with pytest.raises(CameraLost, match=r"is lost after 9 frames; is it plugged in"):
+        with pytest.raises(CameraLost, match=r"is lost after 9 frames; is it still there, and does another"):
             until(lambda: eye.newest(10))
 
 
@@ -156,6 +156,15 @@ def test_a_file_that_is_no_video_cannot_be_played(tmp_path):
         Camera(f"camera:{tmp_path}/notes.txt")
 
 
+def test_a_picture_in_a_cameras_stead_that_cannot_be_read_is_told(tmp_path):
+    """A PNG whose pixels are missing opens, and then gives nothing."""
+    data = BytesIO()
+    Image.fromarray(shade(1)).save(data, "png")
+    (tmp_path / "torn.png").write_bytes(data.getvalue()[:60])
+    with pytest.raises(LiveError, match=r"^camera:torn\.png gave no frame; check it with another player$"):
+        watch(f"camera:{tmp_path}/torn.png", whole(), show=False)
+
+
 @pytest.mark.parametrize(
     ("place", "shown"),
     [
@@ -174,6 +183,7 @@ def test_a_file_in_a_cameras_stead_gives_its_frames_and_their_times(clip, every)
     told = watch(f"camera:{clip}", whole(), show=False, on_seen=seen.append, every=every, each=True)
     numbers = list(range(0, 12, every))
     assert [one.frame.number for one in seen] == numbers
+    assert {one.frame.source for one in seen} == {"camera:clip.mp4"}  # not where it is on this machine
     assert [one.frame.time_s for one in seen] == pytest.approx([number / 10 for number in numbers])
     for one in seen:
         assert np.abs(one.frame.pixels.astype(int) - shade(one.frame.number)).mean() < 2

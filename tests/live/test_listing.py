@@ -63,6 +63,16 @@ def test_a_pattern_names_files_below_its_fixed_part(album, pattern, names):
     assert [source.name for source in listed(f"{album}/{pattern}")] == names
 
 
+def test_a_pattern_names_each_file_once(album):
+    assert [source.name for source in listed(f"{album}/**/**/*.png")] == [
+        "a/1.png",
+        "a/deep/er/4.png",
+        "b.png",
+    ]
+    (album / "a/deep/back").symlink_to(album)
+    assert [source.name for source in listed(f"{album}/**/*.png")] == ["a/1.png", "a/deep/er/4.png", "b.png"]
+
+
 def test_relative_names_home_and_files_with_a_pattern_in_their_name(album, monkeypatch):
     monkeypatch.chdir(album)
     monkeypatch.setenv("HOME", str(album))
@@ -77,13 +87,21 @@ def test_odd_names_are_read_and_shown(tmp_path):
     names = ["-rf.png", "two\nlines.png", "名前 é.png", "a'b\"c;d.png", "..png", "http:x.png"]
     for name in names:
         PICTURE.save(tmp_path / name, "PNG")
-    (tmp_path / os.fsdecode(b"b\xff.png")).write_bytes((tmp_path / "-rf.png").read_bytes())
+    for name in (
+        b"b\xff.png",
+        rb"b\xff.png",
+        b"\\\xff.png",
+        rb"\\xff.png",
+    ):  # bytes, and words that look like them
+        (tmp_path / os.fsdecode(name)).write_bytes((tmp_path / "-rf.png").read_bytes())
     write_video(tmp_path / "concat:x.mp4", 2)
     found = listed(str(tmp_path))
     visible = [name for name in names if not name.startswith(".")]
-    assert {source.name for source in found} == {*visible, "b\\xff.png", "concat:x.mp4"}
+    alike = (r"b\xff.png", r"b\\xff.png", r"\\\xff.png", r"\\\\xff.png")
+    assert {source.name for source in found} == {*visible, *alike, "concat:x.mp4"}
     assert not any(frame.fault for source in found for frame in frames(source))
     assert all(source.name.encode() for source in found)
+    assert len({source.name for source in found}) == len(found)
 
 
 def test_links_are_followed_once_and_deep_folders_do_no_harm(tmp_path):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,7 @@ from fer_lab.live.crop import face_square
 from fer_lab.live.faces import Face, LiveError
 from fer_lab.live.overlay import laid_over
 from fer_lab.live.page import bound, warning
-from tests.live.page_server import CLASSES, NET, astronaut, brightness, encoded, plain, serving
+from tests.live.page_server import CLASSES, NET, Address, astronaut, brightness, encoded, plain, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -92,7 +95,7 @@ def test_every_answer_keeps_the_browser_from_other_hosts(server):
         assert headers["cache-control"] == "no-store"
         assert headers["referrer-policy"] == "no-referrer"
         assert headers["permissions-policy"].startswith("camera=(self)")
-        assert "server" not in headers or "uvicorn" in headers["server"]
+        assert "server" not in headers
         assert b"http://" not in body.replace(
             b"http://www.w3.org/", b""
         )  # names of namespaces, never asked for
@@ -183,28 +186,59 @@ def test_without_captum_it_says_what_to_install():
 
 
 SCRIPT = """
+import sys
 from fer_lab.live.page import serve
 from tests.live.page_server import *
-serve(NET, lambda: Look(NET, make("none")), upper_half, *{host_and_port})
+
+def tell(squares):
+    if squares.any():
+        print("busy", flush=True)
+        sys.stdin.readline()
+    return brightness(squares)
+
+serve(NET, lambda: Look(NET._replace(tell=tell), make("none")), upper_half, "127.0.0.1", 0)
 """
 
 
+@contextmanager
+def started():
+    """A server of its own, and its port; it says when it is busy with a picture that is not black, until it gets a line."""
+    pipe = subprocess.PIPE
+    line = [sys.executable, "-c", SCRIPT]
+    with subprocess.Popen(line, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            printed = process.stdout.readline()
+            assert printed.startswith("drawn-1 at http://127.0.0.1:")
+            yield process, Address(int(printed.split(":")[-1].split()[0]))
+        finally:
+            process.kill()
+
+
 def test_ctrl_c_ends_it_quietly():
-    line = [sys.executable, "-c", SCRIPT.format(host_and_port=("127.0.0.1", 0))]
-    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        printed = process.stdout.readline()
-        assert printed.startswith("drawn-1 at http://127.0.0.1:")
-        port = int(printed.split(":")[-1].split()[0])
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as browser:
+    with started() as (process, address):
+        with socket.create_connection(("127.0.0.1", address.port), timeout=30) as browser:
             browser.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert browser.recv(100).startswith(b"HTTP/1.1 200")
             process.send_signal(signal.SIGINT)  # with the connection still open
             assert process.communicate(timeout=60) == ("", "")
-    finally:
-        process.kill()
-    assert process.wait() == 0
+        assert process.returncode == 0
+
+
+def test_ctrl_c_tells_those_who_wait():
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
+    with started() as (process, address), ThreadPoolExecutor(1) as client:
+        looked_at = client.submit(address.ask, "POST", "/predict", plain(200))
+        assert process.stdout.readline() == "busy\n"
+        with socket.create_connection(("127.0.0.1", address.port), timeout=30) as slow:
+            slow.sendall(head % 100)
+            assert slow.recv(100).startswith(b"HTTP/1.1 100")  # its picture is read now
+            process.send_signal(signal.SIGINT)
+            assert slow.recv(100).startswith(b"HTTP/1.1 503")
+        status, headers, told = looked_at.result(30)
+        assert (status, json.loads(told)) == (503, {"error": "this server is stopping"})
+        assert headers["x-content-type-options"] == "nosniff"
+        assert process.communicate("go on\n", timeout=60) == ("", "")
+        assert process.returncode == 0
 
 
 def test_addresses_that_cannot_be_listened_on():
@@ -216,10 +250,28 @@ def test_addresses_that_cannot_be_listened_on():
         bound("127.0.0.1", 65536)
     with pytest.raises(LiveError, match=r"host=no.such.host.invalid is no address of this machine"):
         bound("no.such.host.invalid", 7860)
+    for host, port in ((None, 7860), ("", 7860), ("127.0.0.1", None), ("127.0.0.1", "http")):
+        with pytest.raises(
+            LiveError, match=r"(host|port)=(None|http)?[:;] (expected an address|ports are 1 to)"
+        ):
+            bound(host, port)
 
 
 def test_a_server_open_to_the_network_says_what_that_means():
-    words = warning("0.0.0.0")
+    words = warning("192.168.1.5", 17861)
     assert "without a password" in words
     assert "plain http" in words
     assert "only to localhost or https" in words
+    assert f"leave out host= here, type ssh -L 17861:127.0.0.1:17861 {socket.gethostname()} there" in words
+    assert words.endswith("http://localhost:17861")
+
+
+def test_the_live_extra_names_what_the_page_imports():
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["live"]
+    source = "".join((ROOT / f"fer_lab/live/{name}.py").read_text() for name in ("guard", "page", "worker"))
+    for name in ("h11", "starlette", "uvicorn"):
+        assert re.search(rf"^(import|from) {name}\b", source, re.MULTILINE)
+        assert any(re.match(rf"{name}>=", line) for line in extra)
+    assert any(
+        re.match(r"uvicorn>=[\d.]+,<", line) for line in extra
+    )  # guard.py is built on what it does not promise

@@ -21,7 +21,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from fer_lab.data.crop import largest_face
 from fer_lab.data.images import grey
-from tests.live.page_server import NET, astronaut, brightness, encoded, serving
+from tests.live.page_server import CLASSES, NET, astronaut, brightness, encoded, serving
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine's PATH")
@@ -87,7 +87,7 @@ def page(browser, server):
     yield tab
     context.close()
     assert {url.split("/")[2] for url in asked if not url.startswith("data:")} == {f"127.0.0.1:{server.port}"}
-    assert [one for one in faults if "the server responded with a status" not in one] == []
+    assert [one for one in faults if "Failed to load resource" not in one] == []
 
 
 def show(page, pixels: np.ndarray, kind: str = "PNG", name: str = "face.png") -> None:
@@ -193,6 +193,32 @@ def test_the_keyboard_reaches_each_face_and_the_map_follows(page, server):
     expect(page.locator("#map")).to_be_hidden()
 
 
+def test_a_face_that_cannot_be_explained_has_no_map_of_another(page):
+    show(page, np.hstack([astronaut()[:300, 80:380], astronaut()[:300, 80:380] // 2]))
+    page.locator("#mapped").check(force=True)
+    expect(page.locator("#map")).to_be_visible()
+    page.route("**/explain*", answering(504, "this took longer than 10 s"))
+    page.locator('.face[aria-pressed="false"]').click()
+    expect(page.locator("#problem")).to_have_text("This took longer than 10 s")
+    expect(page.locator("#map")).to_be_hidden()
+    expect(page.locator("#method")).to_be_hidden()
+
+
+def answering(status: int, words: str, times: int = 1_000_000):
+    """For page.route: the server's refusal, so many times."""
+    left = [times]
+
+    def answer(route) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            return route.continue_()
+        headers = {"Retry-After": "0.05"} if status == 503 else {}
+        told = json.dumps({"error": words})
+        return route.fulfill(status=status, headers=headers, content_type="application/json", body=told)
+
+    return answer
+
+
 def middle_of_the_map(page) -> float:
     """Mean column of what is not transparent."""
     return page.evaluate("""() => {
@@ -250,24 +276,76 @@ def face_in_the_film() -> float:
     return (left + width / 2) / 640
 
 
-def test_the_camera_goes_on_after_the_server_was_busy(page):
-    refused = []
-
-    def busy(route) -> None:
-        if len(refused) < 2:
-            refused.append(route)
-            told = json.dumps({"error": "too many pictures wait already"})
-            route.fulfill(
-                status=503, headers={"Retry-After": "0.05"}, content_type="application/json", body=told
-            )
-        else:
-            route.continue_()
-
-    page.route("**/predict*", busy)
+@pytest.mark.parametrize("status", [503, 408])
+def test_the_camera_goes_on_after_the_server_was_busy(page, status):
+    page.route("**/predict*", answering(status, "not now", times=2))
     page.get_by_role("button", name="Use the camera").click()
     expect(page.locator(".face")).to_have_count(1)
     expect(page.locator("#problem")).to_be_hidden()
-    assert len(refused) == 2
+
+
+def test_nothing_of_before_stays_on_a_film_that_nobody_looks_at(page):
+    page.get_by_role("button", name="Use the camera").click()
+    expect(page.locator(".face")).to_have_count(1)
+    page.route("**/predict*", lambda route: route.abort())
+    expect(page.locator("#problem")).to_have_text("The server does not answer: is it still running?")
+    expect(page.locator(".face")).to_have_count(0)
+    expect(page.locator("#told")).to_have_class(re.compile("stale"))
+    expect(page.locator("#pace")).to_have_text("")
+    page.unroute("**/predict*")
+    expect(page.locator(".face")).to_have_count(1)
+    expect(page.locator("#told")).not_to_have_class(re.compile("stale"))
+    page.route("**/predict*", answering(403, "a page of elsewhere may not use this server"))
+    expect(page.locator("#problem")).to_contain_text("may not use this server")
+    expect(page.get_by_role("button", name="Use the camera")).to_be_visible()  # it would be refused for ever
+
+
+def test_the_keyboard_stays_at_a_face_that_is_missed_for_a_frame(page):
+    faces = {3: 180, 5: 300}
+    page.route("**/predict*", lambda route: route.fulfill(json=seen(faces)))
+    page.get_by_role("button", name="Use the camera").click()
+    page.locator('.face[data-face="5"]').focus()
+    faces = {}
+    expect(page.locator(".face")).to_have_count(0)
+    faces = {5: 300, 3: 180}
+    expect(page.locator('.face[data-face="5"]')).to_be_focused()
+    faces = {3: 180, 5: 300}
+    expect(page.locator(".face").first).to_have_attribute("data-face", "3")
+    expect(page.locator('.face[data-face="5"]')).to_be_focused()
+    page.get_by_role("button", name="Stop the camera").click()
+    expect(page.locator(".face")).to_have_count(0)
+
+
+def test_facts_that_could_not_be_had_are_asked_for_again(page):
+    page.route("**/facts", answering(503, "too many wait"))
+    page.reload()
+    expect(page.locator("#problem")).to_have_text("Too many wait")
+    page.unroute("**/facts")
+    show(page, astronaut())
+    expect(page.locator("#bars li.first")).to_contain_text("%")
+    expect(page.locator("#net")).to_contain_text("drawn-1")
+
+
+def test_labels_are_not_cut_off_on_a_phone(page):
+    page.set_viewport_size(PHONE)
+    faces: dict[int, int] = {}
+    page.route("**/predict*", lambda route: route.fulfill(json=seen(faces)))
+    for left in (0, 250, 300, 400, 460, 600):
+        faces.clear()
+        faces[left // 10] = left
+        show(page, np.zeros((480, 640), np.uint8))
+        expect(page.locator(".face")).to_have_attribute("data-face", str(left // 10))
+        frame, label = page.locator(".frame").bounding_box(), page.locator(".face span").bounding_box()
+        assert label["x"] >= frame["x"] - 2  # as much as the box's own border
+        assert label["x"] + label["width"] <= frame["x"] + frame["width"] + 2
+
+
+def seen(faces: dict[int, int]) -> dict:
+    """What /predict tells of such faces, by their left edges."""
+    told = {"label": "happiness", "confidence": 1, "probabilities": dict.fromkeys(CLASSES, 1)}
+    affect = {"valence": 0, "arousal": 0}
+    found = [{**told, **affect, "face_id": name, "box": [left, 90, 40, 40]} for name, left in faces.items()]
+    return {"width": 640, "height": 480, "milliseconds": 1, "faces": found}
 
 
 def test_it_fits_a_phone_by_day_and_by_night(page):

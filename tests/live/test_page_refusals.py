@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -18,10 +19,20 @@ import pytest
 pytest.importorskip("starlette")
 pytest.importorskip("cv2")
 
+from starlette.applications import Starlette
+
+from fer_lab import nets
+from fer_lab.exporting.facts import Facts
+from fer_lab.exporting.predictor import Predictor
+from fer_lab.learning.tasks import Emotion
+from fer_lab.live.detect import make
 from fer_lab.live.guard import Prompt, may_be_called
-from fer_lab.live.page import Limits
+from fer_lab.live.look import Look
+from fer_lab.live.page import Limits, Page
 from fer_lab.live.worker import Sessions
-from tests.live.page_server import NET, astronaut, brightness, encoded, plain, serving
+from fer_lab.models.preprocess import Preprocess
+from fer_lab.models.small import Small
+from tests.live.page_server import CLASSES, NET, astronaut, brightness, encoded, plain, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,6 +69,7 @@ def whole():
         ("POST", "/facts", b"x", 405, "choices: GET, HEAD"),
         ("GET", "/../page.py", None, 404, "choices: /, /facts"),
         ("GET", "/runs", None, 404, "there is no /runs here"),
+        ("POST", "/predict/", b"x", 404, "there is no /predict/ here"),
     ],
 )
 def test_errors_are_sentences(server, method, path, body, status, words):
@@ -90,7 +102,7 @@ def test_large_bodies_are_refused_by_their_length_and_while_they_come(server):
 
 def test_slow_bodies_and_silent_connections_end():
     class Impatient(Prompt):
-        SECONDS = 0.8
+        SECONDS = 2.0
 
     with serving(limits=Limits(reading=0.3), protocol=Impatient) as address:
         line = socket.create_connection(("127.0.0.1", address.port), timeout=20)
@@ -119,11 +131,11 @@ class Gate:
     """A net that waits until it may go on."""
 
     def __init__(self) -> None:
-        self.asked, self.open, self.calls = threading.Semaphore(0), threading.Event(), 0
+        self.open = threading.Event()
+        self.seen: list[int] = []
 
     def tell(self, squares: np.ndarray) -> np.ndarray:
-        self.calls += 1
-        self.asked.release()
+        self.seen.append(int(squares.max()))
         assert self.open.wait(30)
         return brightness(squares)
 
@@ -151,8 +163,10 @@ def test_a_look_that_takes_too_long_is_given_up_and_what_waits_behind_it_never_r
             answers = [*clients.map(lambda _: address.post("/predict", plain(50)), range(3))]
         assert answers == [(504, {"error": "this took longer than 0.7 s"})] * 3
         gate.open.set()
-        assert address.post("/predict", plain(50))[0] == 200
-        assert gate.calls == 2
+        give_up = time.monotonic() + 30
+        while address.post("/predict", plain(90))[0] != 200:  # a busy machine may be too slow for one
+            assert time.monotonic() < give_up
+        assert gate.seen.count(50) <= 1
 
 
 def test_readers_are_bounded():
@@ -202,6 +216,9 @@ def test_a_failure_of_the_net_is_an_answer_too(caplog):
         ({"Host": "localhost.evil.example"}, 421),
         ({"Host": "192.168.0.7"}, 421),
         ({"Host": "[::1"}, 421),
+        ({"Host": "evil.example@127.0.0.1"}, 421),
+        ({"Host": "127.0.0.1/../evil.example"}, 421),
+        ({"Host": "127.0.0.1?evil.example"}, 421),
         ({"Origin": "http://evil.example"}, 403),
         ({"Origin": "http://127.0.0.1:1"}, 403),  # another server of this machine
         ({"Origin": "null"}, 403),
@@ -238,14 +255,65 @@ def test_sessions_are_forgotten(monkeypatch):
     third = sessions["third"]
     assert sessions["first"] is not first  # the one that asked longest ago
     clock[0] = 61
+    sessions.forget()
+    assert list(sessions.views) == []
     assert sessions["third"] is not third
-    assert list(sessions.views) == ["third"]
+
+
+def test_the_last_visitor_is_forgotten_too():
+    page = Page(NET, lambda: Look(NET, make("none")), None, (), Limits(idle=0.01))
+
+    async def visited() -> None:
+        async with page.life(Starlette()):
+            page.sessions["only-one"].told = []
+            while page.sessions.views:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(visited(), 30))
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: much\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+        b"hello\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nno length\r\n",
+        b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nno length\r\n",
+    ],
+)
+def test_what_is_no_http_is_told_so_in_a_sentence_and_not_on_the_terminal(server, caplog, request_of):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as line:
+        line.sendall(request_of)
+        head, _, told = rest(line).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert b"nosniff" in head
+    assert json.loads(told) == {"error": "this is no HTTP request that can be read"}
+    assert caplog.text == ""
+
+
+def test_requests_for_a_websocket_do_not_fill_the_terminal(server, caplog):
+    asked = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    status, _, told = server.ask("GET", "/live", **asked, **{"Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA=="})
+    assert (status, "there is no /live here" in json.loads(told)["error"]) == (404, True)
+    assert caplog.text == ""
+
+
+@pytest.fixture
+def torch_net(monkeypatch, tmp_path):
+    """(net, explain) of an untrained net with the way through torch and captum that a run's has."""
+    facts = Facts("torch-1", "Small", CLASSES, 48, 1)
+    net, preprocess, task = Small(classes=3, size=48).eval(), Preprocess(1, [0.5], [0.25]), Emotion(CLASSES)
+    predict = Predictor(net, preprocess, "none", None, task.predictions).eval()
+    loaded = nets.Loaded("torch-1", facts, predict, nets.Rebuilt(net, preprocess, task))
+    monkeypatch.setattr(nets, "open_net", lambda *_: loaded)
+    return nets.load("torch-1", tmp_path), nets.explainer("torch-1", tmp_path)
 
 
 OPENED: list[str] | None = None
 
 
-def test_nothing_is_written_while_pictures_are_looked_at(server, tmp_path):
+def test_nothing_is_written_while_pictures_are_looked_at(torch_net, tmp_path):
     global OPENED
 
     def watch(event: str, arguments: tuple) -> None:
@@ -253,11 +321,16 @@ def test_nothing_is_written_while_pictures_are_looked_at(server, tmp_path):
             OPENED.append(str(arguments[0]))
 
     sys.addaudithook(watch)  # stays until the process ends, and is idle but for this test
-    OPENED = []
-    server.post("/predict", encoded(astronaut()))
-    server.post("/predict?session=one-of-two", encoded(astronaut(), "TIFF"))
-    server.ask("POST", "/explain", encoded(astronaut(), "JPEG"))
-    server.ask("POST", "/picture", encoded(astronaut(), "JPEG"))
+    net, explain = torch_net
+    with serving(net, explain=explain) as address:
+        OPENED = []
+        (face,) = address.post("/predict", encoded(astronaut()))[1]["faces"]
+        assert sum(face["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+        address.post("/predict?session=one-of-two", encoded(astronaut(), "TIFF"))
+        status, headers, _ = address.ask("POST", "/explain", encoded(astronaut(), "JPEG"))
+        assert (status, headers["x-method"]) == (200, "Grad-CAM")
+        address.ask("POST", "/picture", encoded(astronaut(), "JPEG"))
     (tmp_path / "seen").write_text("the hook sees this")
     opened, OPENED = OPENED, None
+    opened = [path for path in opened if "__pycache__" not in path]  # of imports, on a machine that is new
     assert opened == [str(tmp_path / "seen")]

@@ -14,7 +14,7 @@ from fer_lab.data.crop import cut, largest_face
 from fer_lab.data.folder import Folder
 from fer_lab.data.images import grey
 from fer_lab.live.faces import Face, Frame, LiveError, Seen, Told
-from fer_lab.live.record import MARGIN, SUBJECT, Recorder, silent
+from fer_lab.live.record import MARGIN, SUBJECT, Recorder, silent, word_of
 
 NOTHING = np.empty(0, np.float32)
 
@@ -120,7 +120,6 @@ def test_the_same_source_again_adds_nothing_and_another_one_adds_up(tmp_path):
     assert (again.added, again.known) == (0, 3)
     assert "3 stood in manifest.csv" in again.words()
     assert ((tmp_path / "manifest.csv").read_bytes(), pictures(tmp_path)) == before
-    assert record("anger", "anna", "a/clip.mp4", 0).known == 3  # no face is filed under two expressions
     record("fear", "anna", "b/clip.mp4", 10)  # another folder's file of the same name
     record("fear", "ben", "a/clip.mp4", 20)
     names = [Path(row["file"]).name for row in rows(tmp_path)]
@@ -132,6 +131,55 @@ def test_a_picture_that_was_thrown_away_stays_away(tmp_path):
     path = Recorder(tmp_path, "fear", "anna")(scene((BOX,)))
     path.unlink()
     assert Recorder(tmp_path, "fear", "anna")(scene((BOX,))) is None
+
+
+def test_a_recording_under_the_wrong_label_or_person_can_be_put_right(tmp_path):
+    def record(label, subject):
+        recorder = Recorder(tmp_path, label, subject)
+        for number in range(3):
+            recorder(scene((BOX,), number=number, time_s=number / 2))
+        return recorder
+
+    record("fear", "anna")
+    for label, subject in (("anger", "anna"), ("fear", "ben")):
+        wrong = record(label, subject)
+        assert wrong.added == 0 and len(pictures(tmp_path)) == 3
+        assert wrong.words() == (
+            f"0 faces of {subject} added; 3 stand as {tmp_path}/fear/anna_clip_*.png: if that is wrong, "
+            "delete these and record again"
+        )
+    for path in tmp_path.glob("fear/anna_clip_*.png"):
+        path.unlink()
+    right = record("anger", "ben")
+    assert right.added == 3 and pictures(tmp_path) == [
+        f"anger/ben_clip_00000{number}.png" for number in range(3)
+    ]
+    assert f"3 faces of ben added to {tmp_path}/anger; next: record another expression" in right.words()
+    assert (record("anger", "ben").known, record("fear", "anna").added) == (3, 0)
+
+
+def test_a_person_has_one_spelling(tmp_path):
+    Recorder(tmp_path, "fear", "Anna")(scene((BOX,)))
+    with pytest.raises(LiveError, match=r"^subject=anna stands in .* as Anna: type subject=Anna$"):
+        Recorder(tmp_path, "anger", "anna")
+    Recorder(tmp_path, "anger", "ann")
+
+
+def test_where_nothing_was_recorded_there_is_nothing_to_train_on(tmp_path):
+    recorder = Recorder(tmp_path, "fear", "anna")
+    recorder(scene(((50, 30, 40, 40),)))
+    assert recorder.words() == "0 faces of anna added (1 were smaller than 48 pixels)"
+
+
+@pytest.mark.parametrize(
+    ("source", "word"),
+    [
+        ("videos/Anna 1.mp4", "Anna-1"), ("camera:Anna 1.mp4", "Anna-1"), ("camera:0", "camera-0"),
+        ("camera:rtsp://hall.local/live", "live"), ("...", "source"),
+    ],
+)  # fmt: skip
+def test_pictures_are_named_by_their_source(source, word):
+    assert word_of(source) == word
 
 
 def test_a_kill_between_picture_and_line_is_made_good(tmp_path):

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -157,6 +158,38 @@ def test_chunks_are_bounded_in_bytes_and_the_reader_runs_only_so_far_ahead(monke
     assert len(first) == 2, "two such frames fill a chunk"
     running.close()
     assert len(begun) <= 2 * (3 * (AHEAD + 1) + 2), "three threads, each AHEAD chunks before the next"
+    assert not workers()
+
+
+class Owned(np.ndarray):
+    """Hashed by identity, for weak sets."""
+
+    __hash__ = object.__hash__
+
+
+class Nobody(Whole):
+    def __call__(self, pixels):
+        return []
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("times", [1.2, 9])
+def test_frames_larger_than_a_chunk_wait_in_few_bytes(monkeypatch, keep, times):
+    """All that is in memory when the next one is made: nine chunks' places, and one frame's."""
+    alive, most = WeakSet(), []
+
+    def make(source: Source) -> Iterator[Frame]:
+        most.append(sum(owner.nbytes for owner in alive))
+        pixels = Owned(
+            (1, int(CHUNK_BYTES * times / 3), 3), np.uint8
+        )  # nobody writes to it: it takes no memory
+        alive.add(pixels)
+        yield Frame(source.name, 0, None, pixels)
+
+    feed(monkeypatch, make)
+    some = stream(sources(30), looks(stand_in(), Nobody()), keep=keep)
+    assert [one.frame.source for chunk in some for one in chunk] == [f"{number:03d}" for number in range(30)]
+    assert max(most) <= (3 * (AHEAD + 1) + times) * CHUNK_BYTES
     assert not workers()
 
 

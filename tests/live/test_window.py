@@ -23,7 +23,7 @@ def display() -> Iterator[str]:
     missing = [name for name in ("Xvfb", "xdotool") if shutil.which(name) is None]
     if missing:
         pytest.skip(f"a real window needs {' and '.join(missing)}: apt-get install xvfb xdotool")
-    pytest.importorskip("tkinter")
+    pytest.importorskip("tkinter", reason="a window needs tkinter: apt-get install python3-tk")
     command = ["Xvfb", "-displayfd", "1", "-screen", "0", "800x640x24", "-nolisten", "tcp"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         yield f":{server.stdout.readline().strip()}"
