@@ -10,6 +10,7 @@ import asyncio
 import json
 import socket
 from ipaddress import ip_address
+from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -164,6 +165,11 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=2,
             )
         )
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """At a second Ctrl-C uvicorn would break off, with tracebacks: this is over soon."""
+        if not self.should_exit:
+            super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for task in self.server_state.tasks:

@@ -210,10 +210,10 @@ function placed(box, face, reply, pressed) {
   for (const [side, share] of Object.entries(sides)) box.style[side] = `${100 * share}%`;
   box.style.setProperty("--shown", facts.colours[face.label] ?? "#40beb2");
   box.classList.toggle("low", top < 0.1 * reply.height);
-  box.classList.toggle("late", start + width / 2 > 0.5 * reply.width);
   box.dataset.face = face.face_id;
   box.ariaPressed = String(pressed);
   box.firstChild.textContent = title(face);
+  box.classList.toggle("late", sides.left + box.firstChild.offsetWidth / get("view").clientWidth > 1);
   box.ariaLabel = `Face ${face.face_id + 1}: ${title(face)}`;
 }
 

@@ -24,9 +24,12 @@ pytest.importorskip("cv2")
 from fer_lab.data.crop import largest_face
 from fer_lab.data.images import grey
 from fer_lab.live.crop import face_square
+from fer_lab.live.detect import make
 from fer_lab.live.faces import Face, LiveError
+from fer_lab.live.guard import Server
+from fer_lab.live.look import Look
 from fer_lab.live.overlay import laid_over
-from fer_lab.live.page import bound, warning
+from fer_lab.live.page import application, bound, warning
 from tests.live.page_server import CLASSES, NET, Address, astronaut, brightness, encoded, plain, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -222,6 +225,13 @@ def test_ctrl_c_ends_it_quietly():
             process.send_signal(signal.SIGINT)  # with the connection still open
             assert process.communicate(timeout=60) == ("", "")
         assert process.returncode == 0
+
+
+def test_a_second_ctrl_c_does_not_break_off_what_ends_anyway():
+    server = Server(application(NET, lambda: Look(NET, make("none"))))
+    for _ in range(2):
+        server.handle_exit(signal.SIGINT, None)
+    assert (server.should_exit, server.force_exit) == (True, False)
 
 
 def test_ctrl_c_tells_those_who_wait():
