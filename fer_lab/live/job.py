@@ -162,6 +162,8 @@ def writing(folder: Path) -> Iterator[None]:
     """A full disk, or a folder that is not ours, is a sentence."""
     try:
         yield
+    except BrokenPipeError:  # of who reads what is printed
+        raise
     except OSError as error:
         where, why = error.filename or folder, error.strerror or error
         raise LiveError(
