@@ -129,9 +129,7 @@ def find(chunk: Chunk, look: Look, keep: bool) -> Found:
             try:
                 found = look.detector(frame.pixels)
                 squares.append(look.squares(frame.pixels, found))
-            except (
-                Exception
-            ) as error:  # of a frame that the libraries cannot take: a row like a broken file's
+            except Exception as error:  # the libraries cannot take it: a row like a broken file's
                 found, frame = [], frame._replace(fault=f"no face finder takes this picture: {error}")
         kept.append(frame if keep else frame._replace(pixels=None))
         faces.append(found)

@@ -24,7 +24,7 @@ from fer_lab.data.images import grey
 from tests.live.page_server import CLASSES, NET, astronaut, brightness, encoded, serving
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine's PATH")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
 
 expect.set_options(timeout=20_000)  # of a machine that has much else to do
 FAKE_CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream", "--mute-audio")
