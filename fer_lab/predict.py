@@ -62,6 +62,9 @@ def what_to_do(cfg: DictConfig) -> list[str]:
         and not cfg.page,
         "page=true looks at what its visitors show: leave out source=": cfg.source is not None and cfg.page,
         "page=true records nothing; record= takes a source=": cfg.page and recording,
+        "page=true writes nothing: leave out out=, format=, annotate= and every=": cfg.page
+        and not (cfg.out is None and cfg.format == "csv" and not cfg.annotate and cfg.every == 1),
+        "record= files pictures, no table: leave out format=": recording and cfg.format != "csv",
         "name a trained net: run=ID, run=models:/NAME@ALIAS, or an exported FILE.pt2 or FILE.onnx": cfg.run
         is None
         and not recording,

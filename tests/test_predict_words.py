@@ -39,6 +39,8 @@ def composed(*words: str) -> DictConfig:
             ["name what to look at: source=PATH, source=camera:0 or page=true", "name a trained net: run=ID"],
         ),
         (("run=a", "source=b", "page=true"), ["page=true looks at what its visitors show"]),
+        (("run=a", "page=true", "every=2"), ["page=true writes nothing"]),
+        (("source=b", "record=happy", "subject=anna", "format=jsonl"), ["record= files pictures, no table"]),
         (
             (
                 "run=a",
@@ -69,6 +71,7 @@ def composed(*words: str) -> DictConfig:
             ("page=true", "record=happy", "subject=anna", "detector=none", "annotate=true"),
             [
                 "page=true records nothing",
+                "page=true writes nothing",
                 "record= finds faces: detector=none finds none",
                 "record= tells nothing",
             ],
