@@ -21,14 +21,10 @@ if TYPE_CHECKING:
     from fer_lab.live.listing import Source
     from fer_lab.live.look import Look
 
-FORMATS = ("csv", "jsonl", "parquet")
 DETECTORS = ("haar", "none", "yunet:FILE")
 CAMERA = "camera:"
 LIVE_SMOOTH = 0.6
 """Where somebody looks on, single frames should not flicker."""
-
-DRAWN = ("annotated", "timelines")
-"""Folders in the results that have pictures and videos themselves."""
 
 OF_FILES = ("source", "out", "format", "annotate", "every")
 """What a page has no use for."""
@@ -80,6 +76,8 @@ def what_to_do(cfg: DictConfig) -> list[str]:
 
 
 def wrong_values(cfg: DictConfig) -> list[str]:
+    from fer_lab.live.rows import FORMATS
+
     faults = [f"{key}={cfg[key]}: expected at least 1" for key in ("every", "search") if cfg[key] < 1]
     if cfg.threads is not None and not (isinstance(cfg.threads, int) and cfg.threads >= 1):
         faults.append(f"threads={cfg.threads}: expected a whole number of at least 1")
@@ -141,8 +139,9 @@ def look_at_files(cfg: DictConfig) -> None:
 def without_ours(cfg: DictConfig, found: Sequence[Source], folder: Path) -> list[Source]:
     """What was drawn or recorded into `folder` before is not looked at again."""
     from fer_lab.data.faces import EXPRESSIONS
+    from fer_lab.live.gallery import ANNOTATED, TIMELINES
 
-    names = DRAWN if cfg.record is None else EXPRESSIONS
+    names = (ANNOTATED, TIMELINES) if cfg.record is None else EXPRESSIONS
     ours = [folder.resolve() / name for name in names]
     sources = [source for source in found if not any(map(source.path.parent.resolve().is_relative_to, ours))]
     if not sources:

@@ -8,17 +8,15 @@ import resource
 import shlex
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import OmegaConf
 from PIL import Image, ImageOps
 
 from fer_lab.audit import audit
 from fer_lab.build import build_data, load_data, signature
 from fer_lab.clean import audit_command
-from fer_lab.cli import CONF, UsageError
+from fer_lab.cli import UsageError
 from fer_lab.data.affectnet import AffectNet
 from fer_lab.data.affectnet_old import AffectNetOld
 from fer_lab.data.draw import write_fer2013_folders
@@ -26,6 +24,7 @@ from fer_lab.data.faces import Item
 from fer_lab.data.fer2013 import Fer2013
 from fer_lab.data.jaffe import Jaffe
 from fer_lab.evaluation.findings import by_class, release_of
+from tests.composing import plain
 
 COUNTS = {"train": 70, "validation": 28, "test": 28}
 LEAKS = {
@@ -34,15 +33,6 @@ LEAKS = {
 }
 CONFLICT = {"train/fear/Training_3.jpg", "train/angry/Training_<img src=x onerror=alert(1)>.jpg"}
 OF_TEST = "test/surprise/PublicTest_9003.jpg"
-
-
-def composed(name: str, *overrides: str) -> DictConfig:
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose(name, overrides=list(overrides), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg.hydra
-    return cfg
 
 
 def copy(root: Path, name: str, to: str, *ways) -> None:
@@ -74,7 +64,7 @@ def places(faulty: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str,
 
 @pytest.fixture(scope="module")
 def page(places: tuple[str, ...]) -> Path:
-    return audit(composed("audit", *places))
+    return audit(plain("audit", *places))
 
 
 def manifest_of(page: Path) -> dict:
@@ -82,7 +72,7 @@ def manifest_of(page: Path) -> dict:
 
 
 def names(places: tuple[str, ...], usage: str, *words: str) -> set[str]:
-    loaded = load_data(composed("train", *places, *words))
+    loaded = load_data(plain("train", *places, *words))
     return {loaded.cache.index.names[row] for row in getattr(loaded.split, usage)}
 
 
@@ -91,11 +81,11 @@ def test_an_audit_that_was_not_made_is_asked_for(places, tmp_path):
     with pytest.raises(
         UsageError, match=r"python -m fer_lab.audit data=fer2013 data.root=\S+ data.size=40 cache_dir="
     ):
-        load_data(composed("train", *words))
+        load_data(plain("train", *words))
     with pytest.raises(UsageError, match="choices: null, audit"):
-        load_data(composed("train", *places, "data.exclude=leaks"))
+        load_data(plain("train", *places, "data.exclude=leaks"))
     with pytest.raises(UsageError, match=r"expected 0.66 to 1"):
-        audit(composed("audit", *places, "threshold=0.1"))
+        audit(plain("audit", *places, "threshold=0.1"))
 
 
 def test_the_manifest_holds_what_was_planted_and_nothing_else(page):
@@ -123,16 +113,16 @@ def test_excluding_by_the_audit_removes_exactly_the_planted_leaks(page, places):
     assert names(places, "train") - names(places, "train", wanted) == LEAKS | CONFLICT
     assert names(places, "validation") - names(places, "validation", wanted) == {OF_TEST}
     assert names(places, "test") == names(places, "test", wanted)
-    plain, clean = (composed("train", *places, *words) for words in ((), (wanted,)))
-    assert load_data(plain).split_digest != load_data(clean).split_digest
-    assert signature(plain, build_data(plain), "") != signature(clean, build_data(clean), "")
+    usual, clean = (plain("train", *places, *words) for words in ((), (wanted,)))
+    assert load_data(usual).split_digest != load_data(clean).split_digest
+    assert signature(usual, build_data(usual), "") != signature(clean, build_data(clean), "")
 
 
 def test_an_audit_of_other_files_is_refused(page, places, faulty, tmp_path):
     fewer = write_fer2013_folders(tmp_path / "fewer", {"train": 21, "validation": 7, "test": 7})
     words = ("data=fer2013", f"data.root={fewer}", places[2], "data.exclude=audit")
     with pytest.raises(UsageError, match=f"{page.parent.name} in .* is of other files, another size"):
-        load_data(composed("train", *words))
+        load_data(plain("train", *words))
 
 
 def test_the_page_needs_no_network_and_escapes_names(page):
@@ -152,7 +142,7 @@ def test_a_run_reports_on_the_faces_without_copies(page, places):
     from fer_lab.data.datamodule import FaceData
     from fer_lab.evaluate import judgement_of
 
-    cfg = composed("train", *places)
+    cfg = plain("train", *places)
     loaded = load_data(cfg)
     index, rows = loaded.cache.index, loaded.split.test
     found = np.random.default_rng(0).dirichlet(np.ones(7), len(rows)).astype(np.float32)
@@ -172,7 +162,7 @@ def test_a_run_reports_on_the_faces_without_copies(page, places):
 
 
 def test_the_command_ends_with_what_to_type_next(page, places, capsys):
-    assert audit(composed("audit", *places)) == page
+    assert audit(plain("audit", *places)) == page
     last = capsys.readouterr().out.splitlines()[-1]
     assert str(page) in last
     assert last.endswith("data.exclude=audit") and "python -m fer_lab.train data=fer2013" in last
@@ -189,15 +179,15 @@ def test_the_printed_command_means_the_same_faces_whatever_the_words_are():
         "split=kfold",
         "split.folds=3",
     )
-    cfg = composed("train", "data=folder", *words, "split.fold=all", "cache_dir=/tmp/a cache")
+    cfg = plain("train", "data=folder", *words, "split.fold=all", "cache_dir=/tmp/a cache")
     cfg.data.root, cfg.data.source.subject = root, r"^([^_]+)_\d'"
     program, *typed = shlex.split(audit_command(cfg).replace("python -m ", "", 1))
     assert program == "fer_lab.audit" and "split=kfold" in typed
-    again = composed("audit", *typed)
+    again = plain("audit", *typed)
     for key in ("root", "size", "channels", "crop", "limit", "source"):
         assert again.data[key] == cfg.data[key], key
     assert again.split.folds == 3 and again.cache_dir == "/tmp/a cache"
-    assert audit_command(composed("train", "data=jaffe")) == "python -m fer_lab.audit data=jaffe"
+    assert audit_command(plain("train", "data=jaffe")) == "python -m fer_lab.audit data=jaffe"
     kept = {key: OmegaConf.to_container(cfg[key], resolve=True) for key in ("data", "split")}
     of_a_run = OmegaConf.create(kept | {"cache_dir": cfg.cache_dir})  # as its config.yaml has it
     assert audit_command(of_a_run) == audit_command(cfg)

@@ -7,15 +7,13 @@ import json
 import shutil
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from fer_lab.build import build_data
-from fer_lab.cli import CONF, UsageError
+from fer_lab.cli import UsageError
 from fer_lab.evaluate import evaluate
 from fer_lab.evaluation.audits import Audit, Group, folder_of, write_audit
 from fer_lab.evaluation.predictions import read_predictions
@@ -23,27 +21,14 @@ from fer_lab.folds import FoldJob
 from fer_lab.models.small import Small
 from fer_lab.tracking.forward import settle
 from fer_lab.train import train
+from tests.composing import composed
 
 DRAWN = ("data.source.train=56", "data.source.validation=14", "data.source.test=28")
 TINY = ("data.batch_size=28", "trainer.accelerator=cpu", "trainer.max_epochs=4", "threads=1", "augment=none")
 
 
-def config(place: Path, primary: str, *words: str) -> DictConfig:
-    places = (
-        f"runs_dir={place}/runs",
-        f"cache_dir={place}/cache",
-        f"tracking.uri=sqlite:///{place}/mlflow.db",
-    )
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose(primary, overrides=[*places, *words], return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    OmegaConf.set_struct(plain, False)
-    return plain
-
-
 def trained(place: Path, *words: str) -> Path:
-    result = train(config(place, "train", *TINY, *words), FoldJob("member", parent=""))
+    result = train(composed("train", place, *TINY, *words), FoldJob("member", parent=""))
     return place / "runs" / result.run
 
 
@@ -96,7 +81,7 @@ def audited(run: Path) -> tuple[str, str]:
 
 def test_the_mean_of_two_runs_of_other_sizes_and_channels(place, runs, capsys):
     copied = audited(runs[1])
-    scores = evaluate(config(place, "evaluate", f"run=[{runs[0].name},{runs[1].name}]"))
+    scores = evaluate(composed("evaluate", place, f"run=[{runs[0].name},{runs[1].name}]"))
     (folder,) = (place / "runs/ensembles").iterdir()
     written = read_predictions(folder / "test_predictions.csv")
     each = [by_hand(run, "test") for run in runs]
@@ -133,12 +118,12 @@ def test_what_cannot_be_one_is_refused_with_words(place, runs):
         (f"[{first},{more_classes.name}]", "needs the same classes in the same order"),
     ]:
         with pytest.raises(UsageError, match=message):
-            evaluate(config(place, "evaluate", f"run={words}"))
+            evaluate(composed("evaluate", place, f"run={words}"))
 
 
 def test_faces_that_trained_a_member_are_told(place, runs, capsys):
     whole = f"run=[{runs[0].name},{runs[1].name}]"
-    evaluate(config(place, "evaluate", whole, "split=holdout", "split.validation=0.5"))
+    evaluate(composed("evaluate", place, whole, "split=holdout", "split.validation=0.5"))
     assert capsys.readouterr().out.count("faces trained this run") == 2
 
 
@@ -171,11 +156,11 @@ def test_cross_validations_are_averaged_face_by_face(place, runs):
     orders = [np.arange(98), generator.permutation(98)]
     names = [cross_validation(place, runs[0], f"cv{one}", each[one], orders[one]).name for one in range(2)]
     shutil.rmtree(place / "runs/ensembles", ignore_errors=True)
-    scores = evaluate(config(place, "evaluate", f"run=[{','.join(names)}]"))
+    scores = evaluate(composed("evaluate", place, f"run=[{','.join(names)}]"))
     assert set(scores) == {"test"}
     (folder,) = (place / "runs/ensembles").iterdir()
     written = read_predictions(folder / "test_predictions.csv")
     assert len(written.names) == 98 and written.names == tuple(sorted(written.names))
     np.testing.assert_allclose(written.values, np.mean(each, axis=0), atol=2e-6)
     with pytest.raises(UsageError, match="cross-validation, judged as it was: leave out views"):
-        evaluate(config(place, "evaluate", f"run=[{','.join(names)}]", "views=flip"))
+        evaluate(composed("evaluate", place, f"run=[{','.join(names)}]", "views=flip"))

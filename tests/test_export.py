@@ -9,13 +9,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from fer_lab.cli import CONF, UsageError
+from fer_lab.cli import UsageError
 from fer_lab.export import export
 from fer_lab.exporting.facts import CannotExport, ExportError, Facts, FileError
 from fer_lab.exporting.files import staged
@@ -24,6 +22,7 @@ from fer_lab.exporting.program import load, save
 from fer_lab.tracking.forward import settle
 from fer_lab.tracking.record import TrackingError
 from fer_lab.train import train
+from tests.composing import composed
 
 TINY = (
     "trainer=smoke", "trainer.accelerator=cpu", "threads=1", "data.size=32", "data.batch_size=8",
@@ -50,16 +49,6 @@ def home(tmp_path_factory, empty_store) -> Iterator[Path]:
     shutil.copy(empty_store, folder / "mlflow.db")
     yield folder
     settle()
-
-
-def composed(entry: str, home: Path, *words: str) -> DictConfig:
-    places = (f"runs_dir={home}/runs", f"cache_dir={home}/cache", f"tracking.uri=sqlite:///{home}/mlflow.db")
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose(entry, overrides=[*places, *words], return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    OmegaConf.set_struct(plain, False)
-    return plain
 
 
 def trained(home: Path, *words: str) -> Path:

@@ -8,17 +8,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fer_lab import folds, frozen
 from fer_lab.build import load_data
 from fer_lab.chapters.case import open_case
 from fer_lab.chapters.leaks import leaks
-from fer_lab.cli import CONF, UsageError
+from fer_lab.cli import UsageError
 from fer_lab.data.faces import DataError, Index
 from fer_lab.evaluate import evaluate
 from fer_lab.evaluation.audits import Audit, Group, folder_of, write_audit
@@ -27,6 +25,7 @@ from fer_lab.finished import read_run
 from fer_lab.tracking.forward import settle
 from fer_lab.tracking.record import RunRecord
 from fer_lab.train import train
+from tests.composing import composed
 
 TINY = (
     "model=small_transfer", "model.weights=null", "split=leave_one_subject_out", "split.fold=all", "scheduler=none",
@@ -38,18 +37,7 @@ TINY = (
 
 
 def config(place: Path, *words: str, runs: str = "runs", primary: str = "train") -> DictConfig:
-    places = (
-        f"runs_dir={place}/{runs}",
-        f"cache_dir={place}/cache",
-        f"tracking.uri=sqlite:///{place}/mlflow.db",
-    )
-    words = (*(TINY if primary == "train" else ()), *places, *words)
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose(primary, overrides=list(words), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    OmegaConf.set_struct(plain, False)
-    return plain
+    return composed(primary, place, *(TINY if primary == "train" else ()), *words, runs=runs)
 
 
 @pytest.fixture(autouse=True)

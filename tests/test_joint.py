@@ -10,17 +10,15 @@ from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from scipy import stats
 
 from fer_lab import figures
 from fer_lab.build import build_data
-from fer_lab.cli import CONF, UsageError
+from fer_lab.cli import UsageError
 from fer_lab.evaluate import evaluate
 from fer_lab.export import export
 from fer_lab.exporting.facts import CannotExport, Facts
@@ -30,6 +28,7 @@ from fer_lab.fit import result_of
 from fer_lab.tracking.forward import settle
 from fer_lab.tracking.record import RunRecord, read_events
 from fer_lab.train import train
+from tests.composing import composed
 
 TINY = (
     "trainer.accelerator=cpu", "threads=1", "augment=none", "data.size=32", "data.batch_size=16",
@@ -45,16 +44,6 @@ def home(tmp_path_factory, empty_store) -> Iterator[Path]:
     shutil.copy(empty_store, folder / "mlflow.db")
     yield folder
     settle()
-
-
-def composed(entry: str, home: Path, *words: str) -> DictConfig:
-    places = (f"runs_dir={home}/runs", f"cache_dir={home}/cache", f"tracking.uri=sqlite:///{home}/mlflow.db")
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose(entry, overrides=[*places, *words], return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    OmegaConf.set_struct(plain, False)
-    return plain
 
 
 def trained(home: Path, *words: str) -> tuple[Path, str]:

@@ -11,18 +11,16 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from fer_lab.audit import audit
 from fer_lab.chapters import protocol
 from fer_lab.chapters.book import CHAPTERS
 from fer_lab.chapters.case import open_case
 from fer_lab.chapters.leaks import leaks
-from fer_lab.cli import CONF, UsageError
+from fer_lab.cli import UsageError
 from fer_lab.evaluate import evaluate
 from fer_lab.evaluation.audits import Audit, Group, folder_of, write_audit
 from fer_lab.evaluation.calibration import read_temperature
@@ -33,6 +31,7 @@ from fer_lab.report import report
 from fer_lab.tracking.forward import settle
 from fer_lab.tracking.record import RunRecord
 from fer_lab.train import train
+from tests.composing import composed, plain
 
 TINY = (
     "trainer=smoke", "trainer.accelerator=cpu", "threads=1", "data.size=32", "data.batch_size=28",
@@ -69,17 +68,6 @@ class Tags(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._inside == "h2" and data.strip():
             self.headings.append(data)
-
-
-def composed(entry: str, home: Path, *words: str) -> DictConfig:
-    places = (f"runs_dir={home}/runs", f"cache_dir={home}/cache", f"tracking.uri=sqlite:///{home}/mlflow.db")
-    places = () if entry == "audit" else places
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose(entry, overrides=[*places, *words], return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    OmegaConf.set_struct(plain, False)
-    return plain
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +171,7 @@ def test_the_command_of_the_leaks_chapter_fills_it(folder, home, tmp_path):
     assert (
         words[:4] == ["python", "-m", "fer_lab.audit", "data=synthetic"] and "data.source.train=56" in words
     )
-    audit(composed("audit", home, *words[3:]))
+    audit(plain("audit", *words[3:]))
     assert isinstance(leaks(case).blocks[0], Table)
     case.config.views = "ten"
     assert "in ten crops" not in case.faces(case.part)

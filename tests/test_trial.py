@@ -11,13 +11,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import hydra
 import pytest
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from fer_lab.cli import CONF, UsageError
+from fer_lab.cli import UsageError
 from fer_lab.fit import history
 from fer_lab.frozen import net_on_shared_backbone
 from fer_lab.learning.module import Diverged
@@ -26,6 +24,7 @@ from fer_lab.ranks import LAUNCHERS
 from fer_lab.tracking.forward import settle, sync, tracked
 from fer_lab.tracking.record import RunRecord, open_run
 from fer_lab.train import refuse_what_cannot_be, train
+from tests.composing import composed
 
 TINY = (
     "data.source.train=56", "data.source.validation=28", "data.source.test=14", "data.size=32", "data.batch_size=28",
@@ -54,17 +53,7 @@ class Job:
 
 def config(place: Path, *words: str, runs: str = "runs") -> DictConfig:
     """What a worker composes for a trial, and Hydra's own node where the run looks for it."""
-    places = (
-        f"runs_dir={place}/{runs}",
-        f"cache_dir={place}/cache",
-        f"tracking.uri=sqlite:///{place}/mlflow.db",
-    )
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose("train", overrides=[*TINY, *places, *words], return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    OmegaConf.set_struct(plain, False)
-    return plain
+    return composed("train", place, *TINY, *words, runs=runs)
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ SMALLEST = 60
 """Pixels of a face's side below which its eyes, a fifth of that, are too few pixels for the cascade."""
 
 FACE_SIDE = 100
-"""Eyes are looked for on a copy of the face that is so wide at most: 1 to 2 ms, and as exact as with twice of that."""
+"""Eyes are looked for on a copy of the face that is so wide at most: quick, and as exact as on one twice as wide."""
 
 SIZES = (0.2, 0.36)
 """Shares of the box's width that the cascade's square about an eye may have."""

@@ -35,19 +35,6 @@ from tests.live.page_server import CLASSES, NET, Address, astronaut, brightness,
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def server():
-    with serving() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def whole():
-    """The picture is the face: what is told is known exactly."""
-    with serving(detector="none") as address:
-        yield address
-
-
 def test_the_astronauts_face_is_told_as_the_net_tells_it(server):
     status, told = server.post("/predict", encoded(astronaut()))
     (face,) = told["faces"]

@@ -37,19 +37,6 @@ from tests.live.page_server import CLASSES, NET, astronaut, brightness, encoded,
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def server():
-    with serving() as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def whole():
-    """The picture is the face: what is told is known exactly."""
-    with serving(detector="none") as address:
-        yield address
-
-
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "words"),
     [

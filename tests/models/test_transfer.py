@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 import torch
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
 from fer_lab.build import build_data
-from fer_lab.cli import CONF
 from fer_lab.evaluation.predictions import read_predictions
 from fer_lab.folds import FoldJob, predict_test
 from fer_lab.learning.lbfgs import LBFGS, SecondStep
@@ -23,6 +20,7 @@ from fer_lab.models.small_transfer import NotTheWhole, Scale, SmallTransfer
 from fer_lab.models.weights import WeightsError, load_weights
 from fer_lab.tracking.forward import settle
 from fer_lab.train import train
+from tests.composing import composed
 
 DECAY = 0.3
 
@@ -56,14 +54,9 @@ def test_training_ends_where_scikit_learn_does(tmp_path, weights):
         "model=small_transfer", f"model.weights={weights}", f"optimizer.weight_decay={DECAY}",
         "augment=none", "scheduler=none", "split=kfold", "split.folds=3", "data.source.train=56",
         "data.source.validation=14", "data.source.test=14", "data.size=32", "data.batch_size=256",
-        "trainer.max_epochs=1", "trainer.accelerator=cpu", "threads=1", f"runs_dir={tmp_path}/runs",
-        f"cache_dir={tmp_path}/cache", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+        "trainer.max_epochs=1", "trainer.accelerator=cpu", "threads=1",
     )  # fmt: skip
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose("train", overrides=list(words), return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    OmegaConf.set_struct(cfg, False)
+    cfg = composed("train", tmp_path, *words)
     run = train(cfg, FoldJob("fold", parent=""), predict_test).run
     settle()
     found = read_predictions(tmp_path / "runs" / run / "figures/test_predictions.csv")
@@ -133,25 +126,19 @@ def test_features_are_scaled_by_all_faces_in_any_order_and_never_by_a_part():
 
 
 def test_the_net_alone_brings_what_it_needs_and_says_what_it_lacks(tmp_path, weights):
-    cfg = composed(tmp_path, "data.batch_size=16")
+    cfg = small(tmp_path, "data.batch_size=16")
     assert "_target_" not in cfg.scheduler and not (cfg.augment.flip or cfg.augment.shift)
     with pytest.raises((SecondStep, NotTheWhole), match=r"data.batch_size to their number"):
-        train(composed(tmp_path, f"model.weights={weights}", "data.batch_size=16"))
+        train(small(tmp_path, f"model.weights={weights}", "data.batch_size=16"))
     settle()
 
 
-def composed(place: Path, *words: str) -> DictConfig:
-    small = (
+def small(place: Path, *words: str) -> DictConfig:
+    usual = (
         "model=small_transfer", "data.source.train=28", "data.source.validation=14", "data.source.test=14",
-        "data.size=32", "trainer.max_epochs=1", "trainer.accelerator=cpu", "threads=1", f"runs_dir={place}/runs",
-        f"cache_dir={place}/cache", f"tracking.uri=sqlite:///{place}/mlflow.db",
+        "data.size=32", "trainer.max_epochs=1", "trainer.accelerator=cpu", "threads=1",
     )  # fmt: skip
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose("train", overrides=[*small, *words], return_hydra_config=True)
-    HydraConfig.instance().set_config(cfg)
-    plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    OmegaConf.set_struct(plain, False)
-    return plain
+    return composed("train", place, *usual, *words)
 
 
 def test_a_head_alone_is_what_lbfgs_is_for():
